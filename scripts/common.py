@@ -1,0 +1,663 @@
+"""What the scripts share: arguments, training, measuring, reporting."""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import sys
+import time
+from typing import NamedTuple
+
+_USER_WANTS_LOGS = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Drops what C++ libraries write to stderr; Python's errors still come.
+
+    TensorFlow says at import that it found no GPU, before any log level
+    applies. With `TF_CPP_MIN_LOG_LEVEL` in the environment nothing is
+    dropped.
+    """
+    if _USER_WANTS_LOGS:
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+with quiet():
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from matplotlib.figure import Figure
+
+    import tfkd
+    from tfkd import data, models
+    from tfkd.export import replacing
+    from tfkd.trace import outline
+
+SAVED_MODELS = pathlib.Path(__file__).resolve().parents[1] / "saved_models"
+
+# Share of the steps after which the learning rate falls to a tenth.
+_DECAY_AT = 0.8
+# Validation during a run: often enough for a curve, at a small part of the
+# time.
+_EVALUATIONS = 12
+TIMING_BATCH = 128
+_TIMING_SECONDS = 1.0
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+class Recipe(NamedTuple):
+    """How a network is built and trained by its labels alone."""
+
+    network: str
+    width: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+RECIPE = Recipe("vgg9", 0.25, 12, 64, 5e-3, 0)
+
+
+# === Arguments ===
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        """Ends the script with one line on stderr."""
+        line = " ".join(str(message).split())
+        self.exit(2, f"{self.prog}: error: {line}\n")
+
+    def parse(self, argv, smoke):
+        """Parses arguments; with --smoke, other defaults hold.
+
+        Args:
+            argv: List of strings, or None for the command line.
+            smoke: Dict of the defaults under --smoke.
+
+        Returns:
+            An `argparse.Namespace`.
+        """
+        self.add_argument(
+            "--smoke",
+            action="store_true",
+            help="a tiny run of everything; changes the defaults to "
+            + ", ".join(
+                f"--{key.replace('_', '-')} {str(value).strip('[]')}"
+                for key, value in smoke.items()
+            ),
+        )
+        if self.parse_args(argv).smoke:
+            self.set_defaults(**smoke)
+        return self.parse_args(argv)
+
+    @contextlib.contextmanager
+    def checking(self, option=None):
+        """Errors about bad input in the body end the script with one line.
+
+        Args:
+            option: The option that is to blame, or None.
+        """
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.error(f"argument {option}: {error}" if option else error)
+
+
+def integer(low, high=math.inf):
+    """An argument type: an integer from `low` to `high`."""
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        limits = f">= {low}" if high == math.inf else f"from {low} to {high}"
+        raise argparse.ArgumentTypeError(
+            f"expected an integer {limits}, not {text!r}"
+        )
+
+    return parse
+
+
+def positive_number(text):
+    """An argument type: a finite number > 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(
+        f"expected a finite number > 0, not {text!r}"
+    )
+
+
+def count_or_all(text):
+    """An argument type: an integer >= 1, or "all", which becomes None."""
+    return None if text == "all" else integer(1)(text)
+
+
+def keras_file(text):
+    """An argument type: the path of a .keras file."""
+    if not text.endswith(".keras"):
+        raise argparse.ArgumentTypeError(
+            f"expected a file that ends in .keras, not {text!r}"
+        )
+    return text
+
+
+def add_training_arguments(parser, *, epochs, batch_size):
+    """Adds the options that all scripts of training have.
+
+    Args:
+        parser: A `Parser`.
+        epochs: Default of --epochs.
+        batch_size: Default of --batch-size.
+    """
+    add = parser.add_argument
+    add("--dataset", default="digits", help=f"one of {', '.join(data.NAMES)}")
+    add(
+        "--epochs",
+        type=integer(1),
+        default=epochs,
+        metavar="N",
+        help="passes over the training images",
+    )
+    add(
+        "--batch-size",
+        type=integer(1),
+        default=batch_size,
+        metavar="N",
+        help="images per step",
+    )
+    add(
+        "--learning-rate",
+        type=positive_number,
+        default=RECIPE.learning_rate,
+        metavar="RATE",
+        help=f"of Adam; a tenth of it after {_DECAY_AT:.0%} of the steps",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier run wrote to --output, at the end",
+    )
+
+
+def refuse_repeated(parser, option, values):
+    """Ends the script if a list of an option names a value twice."""
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        parser.error(f"argument {option}: {sorted(repeated)} given twice")
+
+
+# === Training and measuring ===
+
+
+class Score(NamedTuple):
+    """Accuracy in [0, 1] and mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(model, dataset):
+    """The `Score` of a model that returns logits, on pairs `(x, y)`."""
+    logits = model.predict(dataset, verbose=0).astype(np.float64)
+    labels = np.concatenate([y for _, y in dataset])
+    logits -= logits.max(axis=-1, keepdims=True)
+    log_probabilities = logits - np.log(
+        np.exp(logits).sum(axis=-1, keepdims=True)
+    )
+    losses = -log_probabilities[np.arange(len(labels)), labels]
+    accuracy = np.mean(logits.argmax(axis=-1) == labels)
+    return Score(float(accuracy), float(losses.mean()))
+
+
+def fit(distiller, dataset, *, epochs, learning_rate):
+    """Trains a student with Adam, the rate falling to a tenth near the end.
+
+    Args:
+        distiller: A `tfkd.Distiller`, not compiled.
+        dataset: A `tfkd.data.Dataset`.
+        epochs: Passes over its training images.
+        learning_rate: Of the first part.
+
+    Returns:
+        A list with a dict for each epoch: epoch, learning_rate, the metrics
+        of training, and in some epochs (the last among them)
+        validation_accuracy and validation_loss.
+    """
+    steps = epochs * int(dataset.train.cardinality())
+    decay_at = round(_DECAY_AT * steps)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [decay_at], [learning_rate, learning_rate / 10]
+    )
+    distiller.compile(
+        keras.optimizers.Adam(schedule),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    recorder = _Recorder(dataset.validation, epochs)
+    distiller.fit(
+        dataset.train,
+        epochs=epochs,
+        shuffle=False,  # tf.data shuffles.
+        verbose=0,
+        callbacks=[recorder],
+    )
+    return recorder.rows
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Collects metrics; validates the student alone, now and then."""
+
+    def __init__(self, validation, epochs):
+        super().__init__()
+        self.rows = []
+        self._validation = validation
+        self._due = {
+            math.ceil(epochs * i / _EVALUATIONS)
+            for i in range(1, _EVALUATIONS + 1)
+        }
+
+    def on_epoch_end(self, epoch, logs=None):
+        epoch += 1
+        rate = self.model.optimizer.learning_rate.numpy().item()
+        row = {"epoch": epoch, "learning_rate": rate, **(logs or {})}
+        if epoch in self._due:
+            score = evaluate(self.model.student, self._validation)
+            row["validation_accuracy"] = score.accuracy
+            row["validation_loss"] = score.loss
+        self.rows.append(row)
+
+
+def build(recipe, dataset):
+    """The untrained network of a `Recipe` for a `tfkd.data.Dataset`."""
+    keras.utils.set_random_seed(recipe.seed)
+    return models.build(
+        recipe.network,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.input_shape,
+        width=recipe.width,
+    )
+
+
+def train(network, dataset, recipe):
+    """Trains what `build` returned; returns the history of `fit`."""
+    keras.utils.set_random_seed(recipe.seed)
+    return fit(
+        tfkd.Distiller(student=network),
+        dataset,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+    )
+
+
+def images_per_second(model, dataset):
+    """Images per second that a model classifies, in batches.
+
+    Args:
+        model: A Keras model.
+        dataset: A `tf.data.Dataset` of pairs `(x, y)`.
+
+    Returns:
+        A float, from the median time of a batch after warming up.
+    """
+    images, _ = next(iter(dataset.rebatch(TIMING_BATCH)))
+    run = tf.function(lambda x: model(x, training=False))
+    for _ in range(3):
+        run(images)
+    times = []
+    while sum(times) < _TIMING_SECONDS:
+        start = time.perf_counter()
+        run(images).numpy()
+        times.append(time.perf_counter() - start)
+    return len(images) / float(np.median(times))
+
+
+def weight_bytes(model):
+    """Bytes of all weights of a model."""
+    return sum(weight.nbytes for weight in model.get_weights())
+
+
+# === Teachers ===
+
+
+def load_teacher(path):
+    """A network from a .keras file, without running any code in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it holds no Keras model, or one that needs code.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No file '{path}'.")
+    try:
+        with quiet():
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
+    except Exception as error:
+        raise ValueError(
+            f"'{path}' is no Keras model that can be loaded: {error}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"'{path}' holds no keras.Model but a {type(model).__name__}."
+        )
+    return model
+
+
+def check_teacher(teacher, dataset):
+    """Raises unless a teacher fits a dataset.
+
+    Args:
+        teacher: A Keras model.
+        dataset: A `tfkd.data.Dataset`.
+
+    Raises:
+        ValueError: If it takes other images, knows another number of
+            classes, or returns probabilities.
+    """
+    known = outline(teacher)
+    inputs = keras.tree.flatten(known.inputs)
+    images = tf.TensorShape([None, *dataset.input_shape])
+    if len(inputs) != 1 or not inputs[0].shape.is_compatible_with(images):
+        raise ValueError(
+            f"teacher '{teacher.name}' takes inputs of shape "
+            f"{[tuple(spec.shape) for spec in inputs]}, but '{dataset.name}' "
+            f"has images of shape {dataset.input_shape}."
+        )
+    signals = known.signals[None]
+    shape = getattr(signals, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] != dataset.num_classes:
+        raise ValueError(
+            f"teacher '{teacher.name}' returns {shape or 'several outputs'}, "
+            f"but '{dataset.name}' has {dataset.num_classes} classes. "
+            f"Expected outputs of shape (None, {dataset.num_classes})."
+        )
+    if signals.op in ("Softmax", "Sigmoid"):
+        raise ValueError(
+            f"teacher '{teacher.name}' ends in {signals.op.lower()}, but "
+            "distillation needs logits. Build it without the last activation."
+        )
+
+
+def teacher_path(recipe, dataset):
+    """The file of the teacher that a recipe gives on a dataset.
+
+    Two teachers share it only if all their settings and their data agree.
+
+    Args:
+        recipe: A `Recipe`.
+        dataset: The `tfkd.data.Dataset` that it learns.
+
+    Returns:
+        A `pathlib.Path` in `SAVED_MODELS`.
+    """
+    settings = [*recipe, dataset.name, dataset.num_train, dataset.num_classes]
+    settings += [dataset.input_shape, dataset.mean, dataset.std]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    return SAVED_MODELS / (
+        f"teacher-{recipe.network}-{slug(dataset.name)}-width{recipe.width:g}"
+        f"-epochs{recipe.epochs}-seed{recipe.seed}-{digest}.keras"
+    )
+
+
+def slug(dataset_name):
+    """A dataset's name as a part of a file's name."""
+    last = dataset_name.rstrip("/").replace(":", "/").split("/")[-1]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-.") or "data"
+
+
+# === Writing ===
+
+
+@contextlib.contextmanager
+def run_folder(path, script, overwrite):
+    """A folder under a temporary name, moved to `path` when it is complete.
+
+    Args:
+        path: Where it shall be at the end.
+        script: Name of the script; its `config.json` must say the same.
+        overwrite: Whether an earlier run of the script may be replaced.
+
+    Yields:
+        A `pathlib.Path` of an empty folder.
+
+    Raises:
+        OSError: If it cannot be made, or there is something at `path` that
+            may not be replaced, on entering or at the end.
+    """
+    with replacing(path) as folder:
+        _refuse_to_replace(path, script, overwrite)
+        folder.mkdir()
+        yield folder
+        _refuse_to_replace(path, script, overwrite)
+
+
+@contextlib.contextmanager
+def output_file(path, overwrite):
+    """An empty file under a temporary name, moved to `path` in the end.
+
+    Args:
+        path: Where it shall be.
+        overwrite: Whether a file there may be replaced.
+
+    Yields:
+        A `pathlib.Path` of the file, to be written.
+
+    Raises:
+        OSError: If it cannot be made, or there is something at `path` that
+            may not be replaced.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder, not a file.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"'{path}' exists. Choose another file, or pass --overwrite to "
+            "replace it."
+        )
+    with replacing(path) as file:
+        file.touch()
+        yield file
+
+
+def _refuse_to_replace(path, script, overwrite):
+    """Raises if something at `path` would be lost."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"'{path}' is a file, not a folder.")
+    if not any(path.iterdir()):
+        return
+    try:
+        written_by = json.loads((path / "config.json").read_text())["script"]
+    except (OSError, ValueError, KeyError, TypeError):
+        written_by = None
+    if written_by != script:
+        raise FileExistsError(
+            f"'{path}' holds something else than a run of {script}.py, "
+            "which is never replaced. Choose another folder."
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"'{path}' holds another run. Choose another folder, or pass "
+            "--overwrite to replace it."
+        )
+
+
+def describe(dataset):
+    """A dataset in a line."""
+    return (
+        f"{dataset.name}: {dataset.num_train} training, "
+        f"{dataset.num_validation} validation, {dataset.num_test} test "
+        f"images of shape {dataset.input_shape}"
+    )
+
+
+def say(text, end="\n"):
+    """Prints at once."""
+    print(text, end=end, flush=True)
+
+
+def write_json(path, content):
+    """Writes a dict as indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_history(path, rows):
+    """Writes rows of several runs as CSV, with the columns of all.
+
+    Args:
+        path: A `pathlib.Path`.
+        rows: List of dicts; a missing entry stays empty.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown_table(header, rows):
+    """A Markdown table whose columns also align as plain text.
+
+    Args:
+        header: Sequence of strings.
+        rows: Sequences of strings, as long.
+
+    Returns:
+        A string; the first column is aligned left, the others right.
+    """
+    columns = zip(header, *rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+
+    def line(cells):
+        aligned = [
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(
+                zip(cells, widths, strict=True)
+            )
+        ]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def percent(value):
+    """A share as a percentage with one digit."""
+    return f"{100 * value:.1f}"
+
+
+def mean_and_deviation(values):
+    """Percentages "mean ± standard deviation", of shares.
+
+    Args:
+        values: Shares in [0, 1].
+
+    Returns:
+        A string; the deviation is the sample's and left out for one value.
+    """
+    if len(values) == 1:
+        return percent(values[0])
+    return f"{percent(np.mean(values))} ± {percent(np.std(values, ddof=1))}"
+
+
+def kilobytes(size):
+    """A size in bytes as kB."""
+    return f"{size / 1000:,.0f} kB"
+
+
+def draw_curves(path, *, curves, scores, validation_line, test_line):
+    """Draws validation accuracy over epochs and test accuracy per run.
+
+    Args:
+        path: File of the picture.
+        curves: Dict, method -> list of its runs, each a list of `(epoch,
+            accuracy)` with the same epochs.
+        scores: Dict, method -> list of the runs' test accuracies.
+        validation_line: The teacher's validation accuracy.
+        test_line: The teacher's test accuracy.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    colors = dict(zip(curves, itertools.cycle(_COLORS)))
+    for method, runs in curves.items():
+        epochs, values = np.moveaxis(np.array(runs), -1, 0)  # [runs, points]
+        left.plot(
+            epochs[0], 100 * values.mean(0), color=colors[method], label=method
+        )
+        left.fill_between(
+            epochs[0],
+            100 * values.min(0),
+            100 * values.max(0),
+            color=colors[method],
+            alpha=0.12,
+            linewidth=0,
+        )
+    for row, (method, values) in enumerate(scores.items()):
+        style = {"color": colors[method], "linestyle": ""}
+        percentages = 100 * np.array(values)
+        rows = np.full(len(values), row)
+        right.plot(percentages, rows, marker="o", alpha=0.45, mew=0, **style)
+        right.plot(percentages.mean(), row, marker="|", ms=22, mew=2.5, **style)
+    line = {"color": "0.3", "linestyle": "--", "linewidth": 1}
+    left.axhline(100 * validation_line, label="teacher", **line)
+    right.axvline(100 * test_line, **line)
+    left.set(xlabel="epoch", ylabel="%", title="Validation accuracy")
+    left.legend(loc="lower right", frameon=False)
+    right.set_yticks(range(len(scores)), scores)
+    right.set_ylim(len(scores) - 0.5, -0.5)
+    right.set(xlabel="%", title="Test accuracy: each seed, and the mean")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+    figure.savefig(path, dpi=140)
+
+
+def versions():
+    """Names and versions of what the numbers depend on."""
+    return {
+        "tfkd": tfkd.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -1,0 +1,499 @@
+"""Distils a teacher into students by several methods and compares them.
+
+Trains a teacher on the whole training split, or loads one; then students on
+a few examples per class, each method with each seed. Prints a table, and
+writes the student with the best validation accuracy, its exports and a
+report to one folder.
+"""
+
+import contextlib
+import difflib
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import common
+import keras
+
+import tfkd
+from tfkd import data, models
+from tfkd.export import export_student
+
+METHODS = ("ce", "activations", "activations+jacobian", "kd", "ipot+kd")
+SMOKE = {
+    "epochs": 2,
+    "seeds": [0],
+    "teacher_epochs": 1,
+    "teacher_width": 0.0625,
+    "student_width": 0.0625,
+}
+# Between the logits of the student and of its exports.
+TOLERANCE = 1e-4
+_FORMATS = ("keras", "saved_model", "tflite")
+_CHECKED_FORMATS = ("saved_model", "tflite")
+_CHECKED_IMAGES = 128
+_HEADER = (
+    "method",
+    "test accuracy %",
+    "validation %",
+    "parameters",
+    "size",
+    "images/s",
+)
+
+
+class Run(NamedTuple):
+    """A network that has been trained.
+
+    Attributes:
+        method: Its method's name.
+        seed: Of its weights, its examples and their order.
+        network: The network.
+        history: List of dicts, one an epoch.
+        validation, test: `common.Score`s.
+    """
+
+    method: str
+    seed: int
+    network: keras.Model
+    history: list
+    validation: common.Score
+    test: common.Score
+
+
+def main(argv=None):
+    """Runs the script.
+
+    Args:
+        argv: List of arguments; None: those of the command line.
+
+    Returns:
+        The exit code: 0, 1 if an export disagrees with its student, or 130
+        if it was interrupted.
+
+    Raises:
+        SystemExit: With code 2 on bad input, before any training.
+    """
+    parser = _parser()
+    options = parser.parse(argv, SMOKE)
+    try:
+        return _distill(parser, options)
+    except KeyboardInterrupt:
+        print("\nInterrupted: no run was written.", file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = common.Parser(__doc__)
+    common.add_training_arguments(parser, epochs=100, batch_size=50)
+    add = parser.add_argument
+    add(
+        "--examples-per-class",
+        type=common.count_or_all,
+        default=10,
+        metavar="N",
+        help='training images of each class for the students, or "all"',
+    )
+    add(
+        "--method",
+        nargs="+",
+        default=list(METHODS),
+        help=f"any of {', '.join(tfkd.methods.NAMES)}, and sums of them",
+    )
+    add(
+        "--seeds",
+        nargs="+",
+        type=common.integer(0, 2**32 - 1),
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="each method trains one student with each seed",
+    )
+    add(
+        "--student",
+        default="vgg4",
+        metavar="NETWORK",
+        help=f"one of {', '.join(models.NAMES)}",
+    )
+    add(
+        "--student-width",
+        type=common.positive_number,
+        default=0.25,
+        metavar="FACTOR",
+        help="on the channels of the student",
+    )
+    add(
+        "--teacher",
+        default=common.RECIPE.network,
+        metavar="NETWORK|FILE",
+        help="a network, trained once and kept in saved_models, or a .keras "
+        "file such as train.py writes",
+    )
+    add(
+        "--teacher-width",
+        type=common.positive_number,
+        default=common.RECIPE.width,
+        metavar="FACTOR",
+        help="on the channels of a teacher to train",
+    )
+    add(
+        "--teacher-epochs",
+        type=common.integer(1),
+        default=common.RECIPE.epochs,
+        metavar="N",
+        help="epochs of a teacher to train",
+    )
+    add(
+        "--output",
+        metavar="FOLDER",
+        help="what to write (default: saved_models/distill-DATASET-TIME)",
+    )
+    return parser
+
+
+def _distill(parser, options):
+    """Checks, trains, compares and writes; returns the exit code."""
+    started = time.perf_counter()
+    dataset, recipe, teacher_file = _prepare(parser, options)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    output = pathlib.Path(
+        options.output
+        or common.SAVED_MODELS
+        / f"distill-{common.slug(options.dataset)}-{stamp}"
+    )
+    with contextlib.ExitStack() as stack:
+        with parser.checking("--output"):
+            folder = stack.enter_context(
+                common.run_folder(output, "distill", options.overwrite)
+            )
+        common.say(common.describe(dataset))
+        if recipe and not teacher_file.exists():
+            _train_teacher(recipe, dataset, teacher_file)
+        network = common.load_teacher(teacher_file)
+        teacher = _measured("teacher", None, network, [], dataset)
+        common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
+        runs = _train_students(options, network)
+        chosen = max(
+            runs,
+            key=lambda run: (run.validation.accuracy, -run.validation.loss),
+        )
+        images, _ = next(iter(dataset.validation.rebatch(_CHECKED_IMAGES)))
+        with common.quiet():
+            exports = export_student(
+                chosen.network, folder, formats=_FORMATS, check=images
+            )
+        agree = all(
+            exports[name].max_difference <= TOLERANCE
+            for name in _CHECKED_FORMATS
+        )
+        table = _table(teacher, chosen, runs, dataset)
+        config = {
+            "script": "distill",
+            "options": vars(options),
+            "versions": common.versions(),
+            "dataset": {
+                "name": dataset.name,
+                "class_names": dataset.class_names,
+                "mean": dataset.mean,
+                "std": dataset.std,
+            },
+            "teacher": {"file": str(teacher_file), **_summary(teacher)},
+            "student": _summary(chosen),
+            "exports": {
+                name: {**artefact._asdict(), "path": artefact.path.name}
+                for name, artefact in exports.items()
+            },
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        common.write_json(folder / "config.json", config)
+        common.write_history(
+            folder / "history.csv",
+            [
+                {"method": run.method, "seed": run.seed, **row}
+                for run in runs
+                for row in run.history
+            ],
+        )
+        report = _report(config, table, exports)
+        (folder / "report.md").write_text(report, encoding="utf-8")
+        _draw(folder / "curves.png", teacher, runs)
+    common.say(f"\n{table}\n\n{_exports_table(exports)}\n")
+    common.say(
+        f"chosen by validation: {chosen.method}, seed {chosen.seed}, "
+        f"{_accuracies(chosen)}\nwrote {output} in {config['seconds']:.0f} s"
+    )
+    if agree:
+        return 0
+    print(
+        "distill.py: error: an export differs from the student by more than "
+        f"{TOLERANCE:g}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _prepare(parser, options):
+    """Refuses bad input.
+
+    Returns:
+        The dataset, the `common.Recipe` of a teacher to train or None, and
+        the path of the teacher's file.
+    """
+    common.refuse_repeated(parser, "--method", options.method)
+    common.refuse_repeated(parser, "--seeds", options.seeds)
+    recipe = None
+    if options.teacher in models.NAMES:
+        recipe = common.RECIPE._replace(
+            network=options.teacher,
+            width=options.teacher_width,
+            epochs=options.teacher_epochs,
+        )
+    with parser.checking("--dataset"):
+        dataset = data.load(
+            options.dataset,
+            batch_size=common.RECIPE.batch_size,
+            seed=common.RECIPE.seed,
+        )
+    with parser.checking("--examples-per-class"):
+        students_data = _students_data(options, options.seeds[0])
+    with parser.checking("--teacher"):
+        if recipe:
+            teacher_file = common.teacher_path(recipe, dataset)
+        else:
+            teacher_file = _given_file(parser, options)
+        if teacher_file.exists() or not recipe:
+            teacher = common.load_teacher(teacher_file)
+        else:
+            teacher = common.build(recipe, dataset)
+        common.check_teacher(teacher, dataset)
+    with parser.checking("--student"):
+        student = _build_student(options, students_data)
+    for method in options.method:
+        with parser.checking("--method"):
+            _distiller(method, student, teacher)
+    return dataset, recipe, teacher_file
+
+
+def _given_file(parser, options):
+    """The path that --teacher gives."""
+    path = pathlib.Path(options.teacher)
+    if path.suffix != ".keras" and not path.exists():
+        nearest = difflib.get_close_matches(options.teacher, models.NAMES, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(
+            f"expected one of {models.NAMES} or the path of a .keras file, "
+            f"not {options.teacher!r}.{hint}"
+        )
+    for option in ("teacher_width", "teacher_epochs"):
+        if getattr(options, option) != parser.get_default(option):
+            raise ValueError(
+                f"--{option.replace('_', '-')} is for a teacher to train, "
+                "not for one from a file."
+            )
+    return path
+
+
+def _students_data(options, seed):
+    return data.load(
+        options.dataset,
+        batch_size=options.batch_size,
+        examples_per_class=options.examples_per_class,
+        seed=seed,
+    )
+
+
+def _build_student(options, dataset):
+    return models.build(
+        options.student,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.input_shape,
+        width=options.student_width,
+    )
+
+
+def _distiller(method, student, teacher):
+    method = tfkd.methods.build(method, student=student, teacher=teacher)
+    return tfkd.Distiller(student=student, teacher=teacher, matches=method)
+
+
+def _train_teacher(recipe, dataset, file):
+    """Trains a teacher and keeps it at `file`."""
+    common.say(f"training the teacher, {recipe.epochs} epochs ...", end=" ")
+    start = time.perf_counter()
+    teacher = common.build(recipe, dataset)
+    common.train(teacher, dataset, recipe)
+    with common.output_file(file, overwrite=True) as temporary:
+        teacher.save(temporary)
+    common.say(f"{time.perf_counter() - start:.0f} s")
+
+
+def _train_students(options, teacher):
+    """The `Run` of each method with each seed; prints a line for each."""
+    plan = [(m, seed) for m in options.method for seed in options.seeds]
+    longest = max(map(len, options.method))
+    runs = []
+    for number, (method, seed) in enumerate(plan, start=1):
+        start = time.perf_counter()
+        keras.utils.set_random_seed(seed)
+        dataset = _students_data(options, seed)
+        student = _build_student(options, dataset)
+        history = common.fit(
+            _distiller(method, student, teacher),
+            dataset,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+        )
+        run = _measured(method, seed, student, history, dataset)
+        runs.append(run)
+        common.say(
+            f"{number:3}/{len(plan)}  {method.ljust(longest)}  seed {seed}  "
+            f"{_accuracies(run)}  {time.perf_counter() - start:5.1f} s"
+        )
+    return runs
+
+
+def _measured(method, seed, network, history, dataset):
+    """The `Run` of a trained network."""
+    return Run(
+        method=method,
+        seed=seed,
+        network=network,
+        history=history,
+        validation=common.evaluate(network, dataset.validation),
+        test=common.evaluate(network, dataset.test),
+    )
+
+
+# === Reporting ===
+
+
+def _accuracies(run):
+    return (
+        f"validation {common.percent(run.validation.accuracy)} %, "
+        f"test {common.percent(run.test.accuracy)} %"
+    )
+
+
+def _summary(run):
+    return {
+        "method": run.method,
+        "seed": run.seed,
+        "validation_accuracy": run.validation.accuracy,
+        "test_accuracy": run.test.accuracy,
+    }
+
+
+def _by_method(runs):
+    """Method -> list of its runs."""
+    methods = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    return methods
+
+
+def _table(teacher, chosen, runs, dataset):
+    """The comparison as a Markdown table."""
+    rows = []
+    groups = {"teacher": [teacher], **_by_method(runs)}
+    # Students differ in their weights only, so one is timed for all.
+    speeds = [
+        common.images_per_second(run.network, dataset.test)
+        for run in (teacher, chosen)
+    ]
+    for method, group in groups.items():
+        network = group[0].network
+        rows.append(
+            (
+                method,
+                common.mean_and_deviation([r.test.accuracy for r in group]),
+                common.mean_and_deviation(
+                    [r.validation.accuracy for r in group]
+                ),
+                f"{network.count_params():,}",
+                common.kilobytes(common.weight_bytes(network)),
+                f"{speeds[method != 'teacher']:,.0f}",
+            )
+        )
+    return common.markdown_table(_HEADER, rows)
+
+
+def _exports_table(exports):
+    """The exports as a Markdown table."""
+    rows = [
+        (
+            artefact.path.name,
+            common.kilobytes(artefact.bytes),
+            f"{artefact.max_difference:.1e}",
+            f"{common.percent(artefact.label_agreement)} %",
+        )
+        for artefact in exports.values()
+    ]
+    header = ("export", "size", "largest difference", "same label")
+    return common.markdown_table(header, rows)
+
+
+def _draw(path, teacher, runs):
+    curves, scores = {}, {}
+    for method, group in _by_method(runs).items():
+        scores[method] = [run.test.accuracy for run in group]
+        curves[method] = [
+            [
+                (row["epoch"], row["validation_accuracy"])
+                for row in run.history
+                if "validation_accuracy" in row
+            ]
+            for run in group
+        ]
+    common.draw_curves(
+        path,
+        curves=curves,
+        scores=scores,
+        validation_line=teacher.validation.accuracy,
+        test_line=teacher.test.accuracy,
+    )
+
+
+def _report(config, table, exports):
+    """The text of report.md."""
+    options, student = config["options"], config["student"]
+    dataset = config["dataset"]
+    examples = options["examples_per_class"] or "all"
+    seeds = ", ".join(map(str, options["seeds"]))
+    versions = ", ".join(f"{k} {v}" for k, v in config["versions"].items())
+    return f"""# Distillation on {dataset["name"]}
+
+Students `{options["student"]}` (width {options["student_width"]:g}) on \
+{examples} training images of each class. Mean ± standard deviation \
+over the seeds {seeds}.
+
+{table}
+
+Size is that of the weights. Images/s is the median over batches of \
+{common.TIMING_BATCH} on this machine.
+
+![Curves](curves.png)
+
+## The exported student
+
+{student["method"]}, seed {student["seed"]}: the best of all runs by \
+validation accuracy ({common.percent(student["validation_accuracy"])} %; \
+test {common.percent(student["test_accuracy"])} %). Test images chose nothing.
+
+{_exports_table(exports)}
+
+Each file was loaded and compared with the student on the first validation \
+images: largest absolute difference of a logit (tolerance {TOLERANCE:g}).
+Inputs are `(pixels - mean) / std` with mean {dataset["mean"]} and std \
+{dataset["std"]}; outputs are logits of {", ".join(dataset["class_names"])}.
+
+## How it was made
+
+- {versions}
+- teacher: `{config["teacher"]["file"]}`
+- settings: `config.json`; every epoch of every run: `history.csv`
+- {config["seconds"]:.0f} seconds
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Trains one network alone, by its labels: a teacher or a baseline.
+
+Writes a Keras file, which distill.py takes as --teacher.
+"""
+
+import contextlib
+import pathlib
+import sys
+import time
+
+import common
+
+from tfkd import data, models
+
+SMOKE = {"epochs": 1, "width": 0.0625}
+
+
+def main(argv=None):
+    """Runs the script.
+
+    Args:
+        argv: List of arguments; None: those of the command line.
+
+    Returns:
+        The exit code: 0, or 130 if it was interrupted.
+
+    Raises:
+        SystemExit: With code 2 on bad input, before any training.
+    """
+    parser = _parser()
+    options = parser.parse(argv, SMOKE)
+    try:
+        return _train(parser, options)
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = common.Parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--network",
+        default=common.RECIPE.network,
+        help=f"one of {', '.join(models.NAMES)}",
+    )
+    add(
+        "--width",
+        type=common.positive_number,
+        default=common.RECIPE.width,
+        metavar="FACTOR",
+        help="on the channels of the network",
+    )
+    add(
+        "--examples-per-class",
+        type=common.count_or_all,
+        default="all",
+        metavar="N",
+        help='training images of each class, or "all"',
+    )
+    add(
+        "--seed",
+        type=common.integer(0, 2**32 - 1),
+        default=common.RECIPE.seed,
+        help="of weights, examples and their order",
+    )
+    common.add_training_arguments(
+        parser,
+        epochs=common.RECIPE.epochs,
+        batch_size=common.RECIPE.batch_size,
+    )
+    add(
+        "--output",
+        type=common.keras_file,
+        metavar="FILE.keras",
+        help="what to write (default: saved_models/NETWORK-DATASET.keras)",
+    )
+    return parser
+
+
+def _train(parser, options):
+    """Checks, trains and writes; returns the exit code."""
+    started = time.perf_counter()
+    recipe = common.Recipe(
+        network=options.network,
+        width=options.width,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    with parser.checking("--dataset"):
+        dataset = data.load(
+            options.dataset,
+            batch_size=recipe.batch_size,
+            examples_per_class=options.examples_per_class,
+            seed=recipe.seed,
+        )
+    with parser.checking("--network"):
+        network = common.build(recipe, dataset)
+    output = pathlib.Path(
+        options.output
+        or common.SAVED_MODELS
+        / f"{recipe.network}-{common.slug(dataset.name)}.keras"
+    )
+    with contextlib.ExitStack() as stack:
+        with parser.checking("--output"):
+            file = stack.enter_context(
+                common.output_file(output, options.overwrite)
+            )
+        common.say(
+            f"{common.describe(dataset)}\n{network.name}, width "
+            f"{recipe.width:g}: {network.count_params():,} parameters"
+        )
+        for row in common.train(network, dataset, recipe):
+            if "validation_accuracy" in row:
+                common.say(
+                    f"epoch {row['epoch']:4}/{recipe.epochs}  "
+                    f"loss {row['loss']:.4f}  validation "
+                    f"{common.percent(row['validation_accuracy'])} %"
+                )
+        network.save(file)
+    validation = common.evaluate(network, dataset.validation)
+    test = common.evaluate(network, dataset.test)
+    common.say(
+        f"validation {common.percent(validation.accuracy)} %, test "
+        f"{common.percent(test.accuracy)} %\nwrote {output} in "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Knowledge distillation and transfer for Keras models on TensorFlow."""
+
+from tfkd import losses, matches, methods, models, transport
+from tfkd.distiller import Distiller
+from tfkd.matches import JacobianMatch, Match
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distiller",
+    "JacobianMatch",
+    "Match",
+    "losses",
+    "matches",
+    "methods",
+    "models",
+    "transport",
+]

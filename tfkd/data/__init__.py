@@ -1,0 +1,92 @@
+"""Labelled images as standardised `tf.data` pipelines with fixed splits."""
+
+import numbers
+
+from tfkd.data import dataset, digits, idx
+from tfkd.data.dataset import Dataset
+
+__all__ = ["NAMES", "Dataset", "load"]
+
+NAMES = ("digits", "idx:FOLDER")
+
+
+def load(name, *, batch_size, examples_per_class=None, seed=0):
+    """Loads a dataset, split into training, validation and test images.
+
+    - "digits": the 1797 handwritten digits of scikit-learn, 8x8 pixels
+      enlarged to 32x32, in 70 % training, 10 % validation, 20 % test.
+    - "idx:FOLDER": a folder in the format of MNIST, raw or gzipped. Its test
+      files are the test split, 10 % of its training files the validation
+      split. Images smaller than 32x32 are zero-padded to that size.
+
+    The splits are stratified and the same for every `seed`, machine and
+    version, so a teacher has never seen another run's test images. `seed`
+    governs the subset and, together with TensorFlow's global seed, the order
+    of the training images.
+
+    Args:
+        name: One of `tfkd.data.NAMES`, FOLDER being a path.
+        batch_size: Images per batch; an epoch's last batch may hold fewer.
+            >= 1.
+        examples_per_class: Trains on this many images of each class instead
+            of all; for one seed a larger subset contains a smaller one.
+            Standardisation is that of all training images nevertheless, so
+            that a teacher and a student agree on the units. >= 1 or None.
+        seed: An integer in [0, 2**32).
+
+    Returns:
+        A `tfkd.data.Dataset`.
+
+    Raises:
+        ValueError: If an argument is out of range, a class has fewer images
+            than asked for, or the data are damaged.
+        FileNotFoundError: If the folder or one of its files is missing.
+
+    Example:
+    >>> digits = load("digits", batch_size=64, examples_per_class=10)
+    >>> digits.num_train, digits.input_shape
+    (100, (32, 32, 1))
+    """
+    if not _is_integer(batch_size) or batch_size < 1:
+        raise ValueError(
+            "Invalid value for argument `batch_size`. Expected an integer "
+            f">= 1. Received: batch_size={batch_size!r}"
+        )
+    if examples_per_class is not None and (
+        not _is_integer(examples_per_class) or examples_per_class < 1
+    ):
+        raise ValueError(
+            "Invalid value for argument `examples_per_class`. Expected an "
+            "integer >= 1, or None for all. "
+            f"Received: examples_per_class={examples_per_class!r}"
+        )
+    if not _is_integer(seed) or not 0 <= seed < 2**32:
+        raise ValueError(
+            "Invalid value for argument `seed`. Expected an integer in "
+            f"[0, 2**32). Received: seed={seed!r}"
+        )
+    return dataset.assemble(
+        name,
+        _read(name),
+        batch_size=int(batch_size),
+        examples_per_class=examples_per_class,
+        seed=int(seed),
+    )
+
+
+def _read(name):
+    """The `dataset.Source` called `name`."""
+    if name == "digits":
+        return digits.read()
+    if isinstance(name, str) and name.startswith("idx:") and name != "idx:":
+        return idx.read(name.removeprefix("idx:"))
+    raise ValueError(
+        "Invalid value for argument `name`. "
+        f"Expected one of {NAMES}, FOLDER being a path. "
+        f"Received: name={name!r}"
+    )
+
+
+def _is_integer(value):
+    """Whether `value` is a Python or NumPy integer, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,0 +1,285 @@
+"""From arrays of labelled images to split, standardised pipelines."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_VALIDATION_FRACTION = 0.1
+_TEST_FRACTION = 0.2
+_SPLIT_SEED = 1797
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Three pipelines of labelled images, and what models need to know.
+
+    A pipeline yields batches `(x, y)`: `x` float32 `[batch, height, width,
+    channels]`, equal to `(pixels - mean) / std`, and `y` int32 `[batch]` in
+    `[0, num_classes)`. All know their cardinality and keep an incomplete last
+    batch. `train` has a new order in every epoch; the others keep theirs.
+
+    Attributes:
+        name: The name it was loaded by.
+        train, validation, test: `tf.data.Dataset`s.
+        num_classes: Number of classes.
+        input_shape: `(height, width, channels)` of one image, in pixels.
+        class_names: Name of each label, a tuple of `num_classes` strings.
+        mean, std: Of the pixels of all training images as they are served
+            (enlarged or padded), one float per channel, in the units of the
+            source: 0 to 16 for digits, 0 to 255 for IDX files.
+        num_train, num_validation, num_test: Number of images.
+    """
+
+    name: str
+    train: tf.data.Dataset
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_validation: int
+    num_test: int
+
+
+class Examples(NamedTuple):
+    """Labelled images in memory.
+
+    Attributes:
+        images: `[examples, height, width, channels]`, of any real type.
+        labels: Integers `[examples]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, indices):
+        """The examples at `indices`, `[n]`, in their order."""
+        return Examples(self.images[indices], self.labels[indices])
+
+
+class Source(NamedTuple):
+    """What a reader hands over, before any split.
+
+    Attributes:
+        train: `Examples` to train, validate and, without `test`, test on.
+        test: `Examples` set apart by the source, or None.
+        class_names: Name of each label, a tuple of strings.
+        origin: Where the examples come from, for error messages.
+    """
+
+    train: Examples
+    test: Examples | None
+    class_names: tuple[str, ...]
+    origin: str
+
+
+def assemble(name, source, *, batch_size, examples_per_class, seed):
+    """Splits, subsets and standardises a source.
+
+    Args:
+        name: The dataset's name.
+        source: A `Source`.
+        batch_size: Images per batch. >= 1.
+        examples_per_class: Training images per class, or None for all.
+        seed: Of the subset and the order, in [0, 2**32).
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        ValueError: If a label is out of range, a split stays empty, a class
+            has too few images, or a channel is constant.
+    """
+    num_classes = len(source.class_names)
+    _check_labels(
+        source.train.labels, num_classes, f"{source.origin}, training part"
+    )
+    if source.test is None:
+        fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
+        set_apart = []
+    else:
+        fractions = (_VALIDATION_FRACTION,)
+        set_apart = [source.test]
+        _check_labels(
+            source.test.labels, num_classes, f"{source.origin}, test part"
+        )
+    split = stratified_split(source.train.labels, fractions)
+    train, validation, test = [
+        *(source.train.take(indices) for indices in split),
+        *set_apart,
+    ]
+    if not all(len(part.labels) for part in (train, validation, test)):
+        raise ValueError(
+            f"Too few examples in {source.origin}. Expected at least one in "
+            f"each split. Received: {len(train.labels)} for training, "
+            f"{len(validation.labels)} for validation, {len(test.labels)} for "
+            "testing"
+        )
+
+    mean, std = _moments(train.images)
+    if not np.all(std > 0):
+        raise ValueError(
+            f"Constant images in {source.origin}. Expected pixels of a "
+            f"standard deviation > 0 in every channel. Received: std={std}"
+        )
+    if examples_per_class is not None:
+        train = train.take(
+            _stratified_subset(
+                train.labels, examples_per_class, source.class_names, seed
+            )
+        )
+
+    shared = {"mean": mean, "std": std, "batch_size": batch_size}
+    return Dataset(
+        name=name,
+        train=_pipeline(train, shuffle_seed=seed, **shared),
+        validation=_pipeline(validation, **shared),
+        test=_pipeline(test, **shared),
+        num_classes=num_classes,
+        input_shape=train.images.shape[1:],
+        class_names=source.class_names,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        num_train=len(train.labels),
+        num_validation=len(validation.labels),
+        num_test=len(test.labels),
+    )
+
+
+def stratified_split(labels, fractions):
+    """Splits examples at random, each class in the same proportions.
+
+    The split is a function of the labels alone.
+
+    Args:
+        labels: Integers `[examples]`.
+        fractions: Shares of the parts after the first, which takes the rest;
+            each class's count is rounded to the nearest integer.
+
+    Returns:
+        A list of `1 + len(fractions)` disjoint, sorted arrays of indices
+        `[examples of the part]`, which cover all examples.
+    """
+    # RandomState, because NumPy promises its stream never to change: with
+    # default_rng, an upgrade could move test images into the training split.
+    order = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))
+    parts = [[] for _ in range(1 + len(fractions))]
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        sizes = [round(fraction * len(members)) for fraction in fractions]
+        cuts = len(members) - np.cumsum(sizes[::-1])[::-1]
+        for part, indices in zip(parts, np.split(members, cuts), strict=True):
+            part.append(indices)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _stratified_subset(labels, examples_per_class, class_names, seed):
+    """Indices of `examples_per_class` examples of each class, sorted.
+
+    Args:
+        labels: Integers `[examples]`.
+        examples_per_class: Examples of each class. >= 1.
+        class_names: Name of each label.
+        seed: Of the choice, in [0, 2**32).
+
+    Returns:
+        Array `[classes * examples_per_class]`.
+
+    Raises:
+        ValueError: If a class has fewer examples.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    scarcest = int(np.argmin(counts))
+    if examples_per_class > counts[scarcest]:
+        raise ValueError(
+            "Invalid value for argument `examples_per_class`. Expected at "
+            f"most {counts[scarcest]}, the number of training images of "
+            f"class {class_names[scarcest]!r}. "
+            f"Received: examples_per_class={examples_per_class}"
+        )
+    # The permutation does not depend on the size, so subsets are nested.
+    order = np.random.RandomState(seed).permutation(len(labels))
+    chosen = [
+        order[labels[order] == label][:examples_per_class]
+        for label in range(len(class_names))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _pipeline(examples, *, mean, std, batch_size, shuffle_seed=None):
+    """Batches of standardised images with their labels.
+
+    Args:
+        examples: `Examples`; the pipeline keeps them in their own type.
+        mean: Subtracted, one per channel, `[channels]`, in pixel units.
+        std: Divides, one per channel, `[channels]`, in pixel units.
+        batch_size: Images per batch.
+        shuffle_seed: Seeds a new order every epoch; None keeps the order.
+
+    Returns:
+        A `tf.data.Dataset` of `(x, y)`, float32 `[batch, height, width,
+        channels]` and int32 `[batch]`, of known cardinality.
+    """
+    # Eager tensors go to a GPU if there is one, which needs its memory for
+    # the models.
+    with tf.device("CPU:0"):
+        images = tf.constant(examples.images)
+        labels = tf.constant(examples.labels, tf.int32)
+        mean = tf.constant(mean, tf.float32)
+        std = tf.constant(std, tf.float32)
+
+    def batch_at(indices):
+        pixels = tf.cast(tf.gather(images, indices), tf.float32)
+        return (pixels - mean) / std, tf.gather(labels, indices)
+
+    # Shuffling indices keeps the full-size shuffle buffer to some kilobytes.
+    indices = tf.data.Dataset.range(len(examples.labels))
+    if shuffle_seed is not None:
+        indices = indices.shuffle(
+            len(examples.labels),
+            seed=shuffle_seed,
+            reshuffle_each_iteration=True,
+        )
+    return (
+        indices.batch(batch_size)
+        .map(batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _moments(images):
+    """Mean and standard deviation of each channel, in float64.
+
+    Args:
+        images: `[examples, height, width, channels]`, at least one.
+
+    Returns:
+        `(mean, std)`, arrays `[channels]`, in pixel units.
+    """
+    # In chunks, for in float64 images of uint8 take eight times their memory.
+    chunks = [
+        images[start : start + _CHUNK]
+        for start in range(0, len(images), _CHUNK)
+    ]
+    size = np.prod(images.shape[:-1])
+    total = sum(c.sum(axis=(0, 1, 2), dtype=np.float64) for c in chunks)
+    mean = total / size
+    squares = sum(np.square(c - mean).sum(axis=(0, 1, 2)) for c in chunks)
+    return mean, np.sqrt(squares / size)
+
+
+def _check_labels(labels, num_classes, origin):
+    """Refuses labels outside `[0, num_classes)`."""
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"Invalid labels in {origin}. Expected integers in "
+            f"[0, {num_classes}). Received: {outside[0]} and "
+            f"{len(outside) - 1} more outside that range"
+        )

@@ -1,0 +1,252 @@
+"""What every match is: a weighted term of the loss with its own state."""
+
+import math
+import numbers
+import re
+
+import keras
+import tensorflow as tf
+
+
+class BaseMatch(keras.layers.Layer):
+    """A term of the loss: what it needs of two networks, and its value.
+
+    The trainer binds a match to the outlines of both networks when it is
+    constructed. Each step it shows the match the teacher's `Trace` outside
+    any tape over weights (`observe`), then the student's inside (`value`).
+
+    Subclasses override `value`, and what else differs.
+
+    Args:
+        weight: Number, or function of the step (`optimizer.iterations`, a
+            scalar integer tensor) written with TensorFlow operations, a
+            `keras.optimizers.schedules.LearningRateSchedule` say. Finite
+            and >= 0; the term has no part in the gradient while it is 0.
+        name: Name of the term and of its metric.
+
+    Attributes:
+        needs_teacher: Whether a teacher must be there.
+        needs_labels: Whether labels must be there.
+        needs_input_gradient: Whether traces are to be differentiable.
+        student_pass: "training" or "inference", the student's pass it reads.
+        student_layers, teacher_layers: Names of the layers it reads.
+
+    Raises:
+        ValueError: If `weight` is negative or not finite.
+    """
+
+    needs_teacher = True
+    needs_labels = False
+    needs_input_gradient = False
+    student_pass = "training"
+    student_layers = ()
+    teacher_layers = ()
+
+    def __init__(self, *, weight=1.0, name=None):
+        super().__init__(
+            name=name or snake_case(type(self).__name__), dtype="float32"
+        )
+        self.weight = check_weight(weight, "weight")
+
+    def bind(self, *, student, teacher):
+        """Checks that the networks can be compared; builds what is missing.
+
+        Args:
+            student: The student's `Outline`, with `student_layers`.
+            teacher: The teacher's `Outline`, or None.
+
+        Raises:
+            ValueError: If they cannot be compared, with what to change.
+        """
+        self.built = True
+
+    def observe(self, teacher):
+        """What is kept of the teacher's trace: constants for `value`.
+
+        Args:
+            teacher: The teacher's `Trace`, of an inference pass.
+
+        Returns:
+            Structure of tensors; no gradient will flow into them.
+        """
+        return {name: teacher[name] for name in self.teacher_layers}
+
+    def value(self, student, observed, *, sample_weight=None, training=False):
+        """The unweighted value of the term.
+
+        Args:
+            student: The student's `Trace` of the pass `student_pass`.
+            observed: What `observe` returned, without gradient.
+            sample_weight: `[batch, ...]` or None.
+            training: Whether projectors run in training mode.
+
+        Returns:
+            Scalar, at least float32, divided by the number of replicas.
+        """
+        raise NotImplementedError
+
+    @property
+    def where(self):
+        """Where the networks are compared, in a few words."""
+        return "outputs"
+
+    @property
+    def how(self):
+        """How they are compared, in a few words."""
+        return type(self).__name__
+
+    @property
+    def passes(self):
+        """What the term costs beside the two forward passes of a step."""
+        return "-"
+
+    def get_config(self):
+        """Arguments from which an equal match can be made."""
+        return {
+            "weight": keras.saving.serialize_keras_object(self.weight),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a match from what `get_config` returned."""
+        config = {
+            key: keras.saving.deserialize_keras_object(value)
+            for key, value in config.items()
+        }
+        return cls(**config)
+
+
+def check_weight(weight, argument):
+    """`weight` if it is a number >= 0, finite, or a function of the step.
+
+    Args:
+        weight: A number or a function.
+        argument: The argument's name, for the error.
+
+    Returns:
+        The weight.
+
+    Raises:
+        ValueError: If it is anything else, or the function's value at step 0
+            is.
+    """
+    value = weight
+    if callable(weight):
+        value = float(weight(tf.constant(0, tf.int64)))
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a finite "
+            "number >= 0, or a function of the step that returns one. "
+            f"Received: {argument}={weight}"
+            + (f", which is {value} at step 0" if callable(weight) else "")
+        )
+    return weight
+
+
+def weighted(weight, value, step):
+    """`weight * value`, or None where the weight is the number 0.
+
+    A term that is switched off must not bring in its NaN or infinity.
+
+    Args:
+        weight: A number or a function of the step.
+        value: Scalar tensor.
+        step: Scalar integer tensor.
+
+    Returns:
+        Scalar tensor of the value's dtype, or None.
+    """
+    if callable(weight):
+        return tf.cast(weight(step), value.dtype) * value
+    return None if weight == 0 else tf.cast(weight, value.dtype) * value
+
+
+def snake_case(name):
+    """The class name `SoftTargets` as `soft_targets`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def example_weights(sample_weight):
+    """Weights of whole examples, from weights of their positions.
+
+    Args:
+        sample_weight: `[batch, ...]` or None.
+
+    Returns:
+        `[batch]`, the mean over an example's positions, or None.
+    """
+    if sample_weight is None or sample_weight.shape.rank == 1:
+        return sample_weight
+    return tf.reduce_mean(
+        sample_weight, axis=list(range(1, sample_weight.shape.rank))
+    )
+
+
+def reduce_values(values, *, reduction, sample_weight=None, mask=None):
+    """Keras' own reduction of values that a loss gave.
+
+    Keras aligns weights with the last axes of the values. Here they are
+    aligned with the first, so that weights of examples meet the examples of
+    a loss that gives a value per position.
+
+    Args:
+        values: `[batch, ...]`, at least float32.
+        reduction: Name of a reduction of `keras.losses.Loss`.
+        sample_weight: `[batch, ...]` or None. Weights per position are
+            used as such where the values have the same positions, else as
+            the mean over the example.
+        mask: Boolean `[batch, ...]`, False where a position is padding, or
+            None. Left out where the values have no positions.
+
+    Returns:
+        Scalar, divided by the number of replicas.
+    """
+    rank = values.shape.rank
+    if sample_weight is not None:
+        if not _same_positions(sample_weight, values):
+            sample_weight = example_weights(sample_weight)
+        sample_weight = tf.broadcast_to(
+            tf.cast(_append_axes(sample_weight, rank), values.dtype),
+            tf.shape(values),
+        )
+    if mask is not None and mask.shape.rank <= rank:
+        values = tf.identity(values)
+        values._keras_mask = _append_axes(mask, rank)
+    reduce = _Reduction("reduction", reduction, values.dtype.name)
+    return reduce(values, values, sample_weight=sample_weight)
+
+
+def hide_padding(tensor, mask):
+    """`tensor` with zeros where `mask` says that a position is padding."""
+    if mask is None or mask.shape.rank > tensor.shape.rank:
+        return tensor
+    return tf.where(
+        _append_axes(mask, tensor.shape.rank), tensor, tf.zeros_like(tensor)
+    )
+
+
+class _Reduction(keras.losses.Loss):
+    """A loss whose values are its predictions: nothing but the reduction."""
+
+    def call(self, y_true, y_pred):
+        return y_pred
+
+
+def _append_axes(tensor, rank):
+    missing = rank - tensor.shape.rank
+    return tf.reshape(
+        tensor, tf.concat([tf.shape(tensor), [1] * missing], axis=0)
+    )
+
+
+def _same_positions(weights, values):
+    rank = weights.shape.rank
+    return rank <= values.shape.rank and weights.shape.is_compatible_with(
+        values.shape[:rank]
+    )

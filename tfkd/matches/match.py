@@ -1,0 +1,385 @@
+"""Match: the output or the features of two networks, under any loss."""
+
+import keras
+
+from tfkd.losses import DistributionLoss
+from tfkd.matches.base import (
+    BaseMatch,
+    example_weights,
+    hide_padding,
+    reduce_values,
+    snake_case,
+)
+from tfkd.matches.projectors import make_projector, projected
+from tfkd.trace import Signal, at_least_float32
+
+_EVERY_LOSS = frozenset({"name", "reduction", "dtype"})
+_SQUASHED = frozenset({"Softmax", "Sigmoid"})
+
+
+@keras.saving.register_keras_serializable("tfkd")
+class Match(BaseMatch):
+    """Compares student and teacher at one or several places.
+
+    The value is the sum over the places of `loss(y_true=teacher's signal,
+    y_pred=student's signal)`, each through its projector if it has one.
+    Signals are compared in float32 at least; no gradient reaches the
+    teacher, but one reaches a teacher-side projector.
+
+    Args:
+        loss: A `keras.losses.Loss` (of `tfkd.losses`, of Keras or your own),
+            a function of `(y_true, y_pred)`, or a Keras name such as "mse".
+        at: Where. None: the outputs. "layer": the layer of this name or path
+            in both networks. ("student layer", "teacher layer"): a pair; an
+            entry may be None for the outputs. A list of these.
+        weight: As of `BaseMatch`.
+        projector: What the student's signal goes through first: "dense"
+            (acts on the last axis), "conv" (fits size and width), a Keras
+            layer, or a list with one of these or None for each place.
+            A string builds a trained layer that fits the teacher's signal.
+        teacher_projector: The same for the teacher's signal.
+        name: Name of the term and of its metric; by default the loss's.
+
+    Raises:
+        ValueError: On construction, if an argument is invalid. When it is
+            bound to two networks, if a layer is unknown, or the signals
+            differ in shape and nothing maps one to the other, or the loss
+            needs logits and a network returns probabilities.
+
+    Example:
+
+    >>> match = tfkd.Match("mse", at=("stage2", "stage3"), projector="conv")
+    >>> match.where
+    'stage2 ~ stage3'
+    """
+
+    def __init__(
+        self,
+        loss,
+        *,
+        at=None,
+        weight=1.0,
+        projector=None,
+        teacher_projector=None,
+        name=None,
+    ):
+        loss = as_loss(loss)
+        super().__init__(weight=weight, name=name or loss_name(loss))
+        self.loss = loss
+        self.pairs = as_pairs(at)
+        self._projector = projector
+        self._teacher_projector = teacher_projector
+        self.student_projectors = _per_pair(
+            projector, len(self.pairs), "projector"
+        )
+        self.teacher_projectors = _per_pair(
+            teacher_projector, len(self.pairs), "teacher_projector"
+        )
+
+    @property
+    def student_layers(self):
+        """Names of the student's layers that are read."""
+        return [name for name, _ in self.pairs if name is not None]
+
+    @property
+    def teacher_layers(self):
+        """Names of the teacher's layers that are read."""
+        return [name for _, name in self.pairs if name is not None]
+
+    def bind(self, *, student, teacher):
+        """As `BaseMatch.bind`; builds the projectors."""
+        places = [
+            (_single_signal(student, ours), _single_signal(teacher, theirs))
+            for ours, theirs in self.pairs
+        ]
+        if getattr(self.loss, "from_logits", False):
+            for ours, theirs in places:
+                refuse_probabilities(self.loss, student, ours)
+                refuse_probabilities(self.loss, teacher, theirs)
+        self.student_projectors = [
+            make_projector(projector, ours, theirs, "projector")
+            for projector, (ours, theirs) in zip(
+                self.student_projectors, places, strict=True
+            )
+        ]
+        self.teacher_projectors = [
+            make_projector(projector, theirs, ours, "teacher_projector")
+            for projector, (ours, theirs) in zip(
+                self.teacher_projectors, places, strict=True
+            )
+        ]
+        if getattr(self.loss, "same_shape", True):
+            self._require_same_shapes(student.name, teacher.name, places)
+        super().bind(student=student, teacher=teacher)
+
+    def observe(self, teacher):
+        """The raw signals of the teacher, one for each place."""
+        return [teacher[name] for _, name in self.pairs]
+
+    def value(self, student, observed, *, sample_weight=None, training=False):
+        """As `BaseMatch.value`: the sum over the places."""
+        total = 0.0
+        for (name, _), y_true, projector, teacher_projector in zip(
+            self.pairs,
+            observed,
+            self.student_projectors,
+            self.teacher_projectors,
+            strict=True,
+        ):
+            y_pred = at_least_float32(student[name])
+            y_true = at_least_float32(y_true)
+            mask = getattr(y_pred, "_keras_mask", None)
+            if projector is not None:
+                y_pred = projector(y_pred, training=training)
+            if teacher_projector is not None:
+                y_true = teacher_projector(y_true, training=training)
+            total += self._compare(
+                hide_padding(y_true, mask),
+                hide_padding(y_pred, mask),
+                sample_weight,
+                mask,
+            )
+        return total
+
+    def _require_same_shapes(self, student_name, teacher_name, places):
+        for (ours, theirs), (source, target), projector, other in zip(
+            self.pairs,
+            places,
+            self.student_projectors,
+            self.teacher_projectors,
+            strict=True,
+        ):
+            _require_same_shape(
+                projected(projector, source),
+                projected(other, target),
+                f"'{student_name}' at {_place(ours)}",
+                f"'{teacher_name}' at {_place(theirs)}",
+            )
+
+    def _compare(self, y_true, y_pred, sample_weight, mask):
+        if isinstance(self.loss, DistributionLoss):
+            values = self.loss.call(
+                y_true, y_pred, sample_weight=example_weights(sample_weight)
+            )
+            return reduce_values(values, reduction=self.loss.reduction)
+        return reduce_values(
+            at_least_float32(self.loss.call(y_true, y_pred)),
+            reduction=self.loss.reduction,
+            sample_weight=sample_weight,
+            mask=mask,
+        )
+
+    @property
+    def where(self):
+        """The places, "student layer ~ teacher layer" where they differ."""
+        return ", ".join(
+            (student or "outputs")
+            if student == teacher
+            else f"{student or 'outputs'} ~ {teacher or 'outputs'}"
+            for student, teacher in self.pairs
+        )
+
+    @property
+    def how(self):
+        """The loss and its projectors."""
+        sides = []
+        if any(layer is not None for layer in self.student_projectors):
+            sides.append("student")
+        if any(layer is not None for layer in self.teacher_projectors):
+            sides.append("teacher")
+        projectors = f", {' and '.join(sides)} projected" if sides else ""
+        return describe_loss(self.loss) + projectors
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {
+            **super().get_config(),
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "at": [list(pair) for pair in self.pairs],
+            "projector": keras.saving.serialize_keras_object(self._projector),
+            "teacher_projector": keras.saving.serialize_keras_object(
+                self._teacher_projector
+            ),
+        }
+
+
+@keras.saving.register_keras_serializable("tfkd")
+class FunctionLoss(keras.losses.Loss):
+    """A loss from a function of `(y_true, y_pred)`.
+
+    Args:
+        fn: Function that returns `[batch, ...]`. It must be registered with
+            Keras where the match is to be saved.
+        name: As of `keras.losses.Loss`; by default the function's.
+        reduction: As of `keras.losses.Loss`.
+    """
+
+    def __init__(self, fn, name=None, reduction="sum_over_batch_size"):
+        super().__init__(name=name or fn.__name__, reduction=reduction)
+        self.fn = fn
+
+    def call(self, y_true, y_pred):
+        """The function's values."""
+        return self.fn(y_true, y_pred)
+
+    def get_config(self):
+        """As `keras.losses.Loss.get_config`."""
+        return {
+            **super().get_config(),
+            "fn": keras.saving.serialize_keras_object(self.fn),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """As `keras.losses.Loss.from_config`."""
+        fn = keras.saving.deserialize_keras_object(config["fn"])
+        return cls(**{**config, "fn": fn})
+
+
+def as_loss(loss):
+    """`loss` as a `keras.losses.Loss` with a reduction.
+
+    Args:
+        loss: A loss, a function of `(y_true, y_pred)`, or a Keras name.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If it is none of these, or does not reduce.
+    """
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if callable(loss) and not isinstance(loss, (keras.losses.Loss, type)):
+        loss = FunctionLoss(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a keras.losses.Loss, "
+            "a function of (y_true, y_pred) or a Keras name. "
+            f"Received: loss={loss}"
+        )
+    if loss.reduction in (None, "none"):
+        raise ValueError(
+            f"Loss '{loss.name}' has reduction={loss.reduction}, but a match "
+            "needs one number. Use 'sum_over_batch_size'."
+        )
+    return loss
+
+
+def loss_name(loss):
+    """The loss's name without the number that Keras counts up."""
+    if isinstance(loss, FunctionLoss):
+        return loss.name
+    return snake_case(type(loss).__name__)
+
+
+def describe_loss(loss):
+    """The loss with its settings, as `SoftTargets(temperature=4.0)`."""
+    if isinstance(loss, FunctionLoss):
+        return loss.name
+    settings = [
+        f"{key}={value}"
+        for key, value in loss.get_config().items()
+        if isinstance(value, (int, float, str)) and key not in _EVERY_LOSS
+    ]
+    return f"{type(loss).__name__}({', '.join(settings)})"
+
+
+def as_pairs(at):
+    """The places that `at` of a match names.
+
+    Args:
+        at: As of `Match`.
+
+    Returns:
+        List of (student layer, teacher layer), None for the outputs.
+
+    Raises:
+        ValueError: If it is nothing of the kind.
+    """
+    entries = at if isinstance(at, list) else [at]
+    pairs = []
+    for entry in entries:
+        # A pair comes back from a saved configuration as a list.
+        is_pair = isinstance(entry, (tuple, list))
+        pair = entry if is_pair else (entry, entry)
+        if len(pair) != 2 or not all(
+            name is None or isinstance(name, str) for name in pair
+        ):
+            raise ValueError(
+                "Invalid value for argument `at`. Expected None, a layer's "
+                'name, a ("student layer", "teacher layer") tuple, or a list '
+                f"of these. Received: at={at!r}"
+            )
+        pairs.append(tuple(pair))
+    if not pairs:
+        raise ValueError(
+            "Invalid value for argument `at`. Expected at least one place. "
+            f"Received: at={at!r}"
+        )
+    return pairs
+
+
+def _per_pair(projector, count, argument):
+    """One projector, name or None for each pair."""
+    if projector is None or isinstance(projector, str):
+        return [projector] * count
+    if isinstance(projector, keras.layers.Layer):
+        projector = [projector]
+    if not isinstance(projector, (list, tuple)) or len(projector) != count:
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected None, "
+            f'"dense", "conv", or one layer for each of the {count} '
+            f"place(s). Received: {argument}={projector!r}"
+        )
+    return list(projector)
+
+
+def _place(name):
+    return "its outputs" if name is None else f"layer '{name}'"
+
+
+def _single_signal(outline, name):
+    signal = outline.signals[name]
+    if not isinstance(signal, Signal):
+        raise ValueError(
+            f"'{outline.name}' at {_place(name)} gives several tensors; a "
+            "match compares one with one. Name the layer that makes it."
+        )
+    return signal
+
+
+def refuse_probabilities(loss, outline, signal):
+    """Raises if a loss that needs logits would be given probabilities.
+
+    Args:
+        loss: The loss, for its name.
+        outline: The network's `Outline`, for its name.
+        signal: The `Signal` that the loss would be given.
+
+    Raises:
+        ValueError: If the signal comes out of a softmax or sigmoid.
+    """
+    if signal.op in _SQUASHED:
+        raise ValueError(
+            f"Loss '{loss.name}' needs logits, but '{outline.name}' ends in "
+            f"{signal.op.lower()}. Build it without the last activation, or "
+            "compare the layer before it with `at`."
+        )
+
+
+def _require_same_shape(student, teacher, student_place, teacher_place):
+    """Raises unless the shapes agree; None agrees with any size."""
+    agree = len(student.shape) == len(teacher.shape) and all(
+        ours is None or theirs is None or ours == theirs
+        for ours, theirs in zip(student.shape, teacher.shape, strict=True)
+    )
+    if agree:
+        return
+    kind = "conv" if len(student.shape) == len(teacher.shape) > 3 else "dense"
+    raise ValueError(
+        f"Student {student_place} has shape {student.shape}, teacher "
+        f"{teacher_place} has shape {teacher.shape}. To compare them pass "
+        f'projector="{kind}" (student to the teacher\'s shape) or '
+        f'teacher_projector="{kind}" (teacher to the student\'s).'
+    )

@@ -1,0 +1,439 @@
+"""Trace: one forward pass of one network, seen from outside.
+
+A match never calls a network. It reads what it compares from a `Trace`: the
+outputs, the features of named layers, the gradient of a scalar with respect
+to the input. `outline` makes the same pass on shapes only, so that faults of
+a layer's name or width come to light before any training.
+"""
+
+import contextlib
+import difflib
+import threading
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+# In float16 the small entries of an input gradient (4 % of them were
+# measured) fall below the smallest number; a power of two shifts them exactly.
+_FLOAT16_SCALE = 2.0**14
+
+# Operations that pass a tensor on without changing what its values mean.
+_TRANSPARENT_OPS = frozenset({"Identity", "IdentityN", "Cast", "Reshape"})
+
+
+class Trace:
+    """One forward pass of `model` over `inputs`.
+
+    Args:
+        model: A built Keras model.
+        inputs: A batch as `model` takes it, `[batch, ...]` or a structure of
+            such tensors.
+        layers: Names or paths ("stage2", "backbone/stage2") of the layers
+            whose outputs are kept.
+        training: Whether the pass is in training mode.
+        labels: The labels of the batch, for those who ask for them.
+        differentiable: Whether `input_gradient` will be called. The inputs
+            must be floating then.
+
+    Attributes:
+        outputs: What `model` returned, in its own dtype.
+        labels: As given.
+
+    Raises:
+        ValueError: If a layer does not exist or is ambiguous, is not called
+            in the pass or called several times, or if `differentiable` is
+            asked for inputs that are not floating.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> trace = Trace(model, tf.ones([4, 2]), differentiable=True)
+    >>> trace.input_gradient(lambda trace: trace.outputs[:, 0]).shape
+    TensorShape([4, 2])
+    """
+
+    def __init__(
+        self,
+        model,
+        inputs,
+        *,
+        layers=(),
+        training=False,
+        labels=None,
+        differentiable=False,
+    ):
+        self.labels = labels
+        self._inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        self._features = {}
+        self._tape = None
+        self._scale = _FLOAT16_SCALE if _computes_in_float16(model) else 1.0
+        if differentiable:
+            _require_floating(model, self._inputs)
+            self._tape = tf.GradientTape(
+                persistent=True, watch_accessed_variables=False
+            )
+            with exact_moments(), self._tape:
+                self._tape.watch(self._inputs)
+                self._run(model, layers, training)
+        else:
+            self._run(model, layers, training)
+
+    def __getitem__(self, layer):
+        """The output of a kept layer; of the whole model for None."""
+        return self.outputs if layer is None else self._features[layer]
+
+    def input_gradient(self, fn):
+        """Gradient of one scalar per example with respect to the input.
+
+        Examples must not mix in the pass (`training=False` with
+        BatchNormalization), else each gradient also holds the effect of its
+        input on the other examples' scalars.
+
+        Args:
+            fn: Function of this trace that returns `[batch]`, in any unit.
+
+        Returns:
+            Structure of the inputs' shapes, in the scalar's unit per input
+            unit, at least float32. Zero where an input has no influence.
+        """
+        with self._tape:
+            scalars = at_least_float32(fn(self)) * self._scale  # [batch]
+        gradients = self._tape.gradient(
+            scalars,
+            self._inputs,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return keras.tree.map_structure(
+            lambda gradient: at_least_float32(gradient) / self._scale,
+            gradients,
+        )
+
+    def _run(self, model, layers, training):
+        found = {name: find_layer(model, name) for name in layers}
+        with contextlib.ExitStack() as taps:
+            calls = {
+                name: taps.enter_context(_tap(layer))
+                for name, layer in found.items()
+            }
+            self.outputs = model(self._inputs, training=training)
+        for name, outputs in calls.items():
+            if len(outputs) != 1:
+                raise ValueError(
+                    f"Layer '{name}' of '{model.name}' was called "
+                    f"{len(outputs)} times in one forward pass; its output "
+                    "can be compared only when it is called exactly once."
+                )
+            self._features[name] = outputs[0]
+
+
+class Signal(NamedTuple):
+    """What is known of a tensor before there is data.
+
+    Attributes:
+        shape: Tuple with None for the batch and other unknown sizes.
+        dtype: Its dtype's name.
+        op: Type of the operation that computed its values, "Softmax" say.
+    """
+
+    shape: tuple
+    dtype: str
+    op: str
+
+
+class Outline(NamedTuple):
+    """What is known of a network before there is data.
+
+    Attributes:
+        name: The model's name.
+        inputs: Structure of `tf.TensorSpec`.
+        signals: Layer name -> structure of `Signal`; None -> the outputs.
+        ops: Type of each kind of operation in the pass -> name of one.
+        mixes_modes: Whether the training pass computes something else.
+    """
+
+    name: str
+    inputs: Any
+    signals: dict
+    ops: dict
+    mixes_modes: bool
+
+
+def outline(model, layers=()):
+    """Traces a forward pass of `model` on shapes, running nothing.
+
+    Args:
+        model: A built Keras model.
+        layers: As of `Trace`.
+
+    Returns:
+        An `Outline` with the signals of `layers` and of the outputs.
+
+    Raises:
+        ValueError: As `Trace`; also if `model` is not built.
+    """
+    inputs = _input_specs(model)
+    signals = {}
+
+    def forward(inputs, training):
+        trace = Trace(model, inputs, layers=layers, training=training)
+        for name in (None, *layers):
+            signals[name] = keras.tree.map_structure(_signal, trace[name])
+
+    traced = tf.function(forward, autograph=False)
+    training, inference = (
+        traced.get_concrete_function(inputs, mode).graph.as_graph_def()
+        for mode in (True, False)
+    )
+    return Outline(
+        name=model.name,
+        inputs=inputs,
+        signals=signals,
+        ops={node.op: node.name for node in _nodes(inference)},
+        mixes_modes=_nodes(training) != _nodes(inference),
+    )
+
+
+def find_layer(model, name):
+    """The one layer of `model`, at any depth, with this name or path.
+
+    Args:
+        model: A Keras model: Functional, Sequential, nested or subclassed.
+        name: A path from the model down ("backbone/stage2"), or the end of
+            one ("stage2") where it fits only one layer.
+
+    Returns:
+        The layer.
+
+    Raises:
+        ValueError: If no layer has the name (with the nearest names), or
+            several have it (with their paths).
+    """
+    paths = _layer_paths(model)
+    fits = {
+        id(layer): (path, layer)
+        for path, layer in paths
+        if path == name or path.endswith("/" + name)
+    }
+    exact = {id(layer): layer for path, layer in paths if path == name}
+    if len(exact) == 1:
+        return next(iter(exact.values()))
+    if len(fits) == 1:
+        return next(iter(fits.values()))[1]
+    if fits:
+        listed = ", ".join(repr(path) for path, _ in fits.values())
+        raise ValueError(
+            f"The name '{name}' fits several layers of '{model.name}': "
+            f"{listed}. Give the whole path."
+        )
+    names = list(dict.fromkeys(path for path, _ in paths))
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    raise ValueError(
+        f"Model '{model.name}' has no layer '{name}'. "
+        f"Nearest names: {nearest or names[:8]}."
+    )
+
+
+def at_least_float32(tensor):
+    """`tensor` in float32, or in float64 where it came so; keeps its mask."""
+    if tensor.dtype in (tf.float32, tf.float64):
+        return tensor
+    cast = tf.cast(tensor, tf.float32)
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is not None:
+        cast._keras_mask = mask
+    return cast
+
+
+class _ExactMoments:
+    """Counts who is inside `exact_moments`, over all threads."""
+
+    lock = threading.Lock()
+    depth = 0
+    original = None
+
+
+@contextlib.contextmanager
+def exact_moments():
+    """Makes normalisation layers traced inside exact at second order.
+
+    Keras takes batch, layer and group variances around a mean whose gradient
+    is stopped. The first derivative does not notice, since deviations sum to
+    zero; the second does, by up to the size of the gradient itself. Inside
+    this context the same layers of any model use variances that can be
+    differentiated twice.
+
+    Raises:
+        RuntimeError: If this version of Keras keeps its moments elsewhere.
+    """
+    from keras.src.backend.tensorflow import nn
+
+    if not hasattr(nn, "_compute_moments"):
+        raise RuntimeError(
+            f"tfkd cannot make the second-order gradients of Keras "
+            f"{keras.__version__} exact: it has no place to mend. "
+            "Use the Keras version named in tfkd's CHANGELOG."
+        )
+    with _ExactMoments.lock:
+        if _ExactMoments.depth == 0:
+            _ExactMoments.original = nn._compute_moments
+            nn._compute_moments = _moments
+        _ExactMoments.depth += 1
+    try:
+        yield
+    finally:
+        with _ExactMoments.lock:
+            _ExactMoments.depth -= 1
+            if _ExactMoments.depth == 0:
+                nn._compute_moments = _ExactMoments.original
+
+
+def _moments(x, axes, keepdims):
+    """Mean and variance of `x` over `axes`, differentiable twice."""
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
+    return mean if keepdims else tf.squeeze(mean, axes), variance
+
+
+class _Tap:
+    """Stands in for a layer's `call` and shows its outputs to who listens.
+
+    The threads of a mirrored strategy trace the same layer in turns, so each
+    thread has its own list and the last to leave restores the layer.
+    """
+
+    lock = threading.Lock()
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.call = layer.call
+        self.replaced = layer.__dict__.get("call")
+        self.listeners = {}
+
+    def __call__(self, *args, **kwargs):
+        outputs = self.call(*args, **kwargs)
+        for heard in self.listeners.get(threading.get_ident(), ()):
+            heard.append(outputs)
+        return outputs
+
+
+@contextlib.contextmanager
+def _tap(layer):
+    """Collects the outputs of `layer` while its `call` runs.
+
+    Yields:
+        A list that grows by one entry a call.
+    """
+    heard, thread = [], threading.get_ident()
+    with _Tap.lock:
+        tap = layer.__dict__.get("call")
+        if not isinstance(tap, _Tap):
+            tap = _Tap(layer)
+            # Past __setattr__, which would track it as the layer's own.
+            layer.__dict__["call"] = tap
+        tap.listeners.setdefault(thread, []).append(heard)
+    try:
+        yield heard
+    finally:
+        with _Tap.lock:
+            mine = tap.listeners[thread]
+            mine[:] = [other for other in mine if other is not heard]
+            if not mine:
+                del tap.listeners[thread]
+            if not tap.listeners:
+                del layer.__dict__["call"]
+                if tap.replaced is not None:
+                    layer.__dict__["call"] = tap.replaced
+
+
+def _layer_paths(model):
+    """All (path, layer) below `model`, outermost first."""
+    paths, level = [], [("", model)]
+    while level:
+        below = []
+        for prefix, parent in level:
+            for layer in _sublayers(parent):
+                path = f"{prefix}{layer.name}"
+                paths.append((path, layer))
+                below.append((path + "/", layer))
+        level = below
+    return paths
+
+
+def _sublayers(layer):
+    """The layers held by `layer` itself."""
+    if isinstance(layer, keras.Sequential):
+        return layer.layers
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def _input_specs(model):
+    """Structure of `tf.TensorSpec` that `model` takes, of any batch size."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Expected a Keras model. "
+            f"Received: {model!r} of type {type(model).__name__}"
+        )
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built, so the shapes of its layers "
+            "are unknown. Call it once on a batch, or give it a keras.Input."
+        )
+    if _is_functional(model):
+        return keras.tree.map_structure(
+            lambda x: _any_batch(x.shape, x.dtype), model._inputs_struct
+        )
+    if isinstance(model, keras.Sequential):
+        return _any_batch(model.inputs[0].shape, model.inputs[0].dtype)
+    shapes = model.get_build_config() or {}
+    shape = shapes.get("input_shape")
+    if shape is None:
+        raise ValueError(
+            f"The input of model '{model.name}' is unknown: its call takes "
+            "several arguments or it has not been called. Give it one input "
+            "(a tensor, list or dict) and call it once on a batch."
+        )
+    return keras.tree.map_shape_structure(
+        lambda s: _any_batch(s, model.input_dtype), shape
+    )
+
+
+def _any_batch(shape, dtype):
+    dtype = keras.backend.standardize_dtype(dtype)
+    return tf.TensorSpec([None, *shape[1:]], tf.as_dtype(dtype))
+
+
+def _signal(tensor):
+    """What is known of a tensor of a graph."""
+    op = tensor.op
+    while op.type in _TRANSPARENT_OPS:
+        op = op.inputs[0].op
+    return Signal(tuple(tensor.shape), tensor.dtype.name, op.type)
+
+
+def _nodes(graph_def):
+    """The operations of a graph and of the functions that it calls."""
+    nodes = [*graph_def.node]
+    for function in graph_def.library.function:
+        nodes.extend(function.node_def)
+    return nodes
+
+
+def _is_functional(model):
+    return hasattr(model, "_inputs_struct")
+
+
+def _computes_in_float16(model):
+    return any(
+        layer.compute_dtype == "float16" for layer in model._flatten_layers()
+    )
+
+
+def _require_floating(model, inputs):
+    for tensor in keras.tree.flatten(inputs):
+        if not tensor.dtype.is_floating:
+            raise ValueError(
+                f"The gradient with respect to the input of '{model.name}' "
+                f"needs a floating input. Received: dtype={tensor.dtype.name}"
+                ". Cast the data to float32 in the input pipeline."
+            )
