@@ -175,8 +175,11 @@ def test_one_sgd_step_equals_a_hand_written_one(make_network, images):
         ([], [1, 0], [0, 0]),
         ([tfkd.Match("mse"), tfkd.Match("mae")], [1, 0], [0, 1]),
         (
-            [tfkd.JacobianMatch(), tfkd.JacobianMatch(of="all")]
-            + [tfkd.Match("mse")],
+            [
+                tfkd.JacobianMatch(),
+                tfkd.JacobianMatch(of="all"),
+                tfkd.Match("mse"),
+            ],
             [1, 1],
             [0, 1],
         ),
@@ -357,9 +360,7 @@ def test_a_student_that_shares_variables_is_refused(make_network):
     [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}],
     ids=["eager", "xla", "steps"],
 )
-def test_every_way_to_run_gives_the_same_weights(
-    make_network, images, options
-):
+def test_every_way_to_run_gives_the_same_weights(make_network, images, options):
     def trained(**kwargs):
         keras.utils.set_random_seed(7)
         student = make_network(seed=1, name="student")
@@ -377,16 +378,12 @@ def test_gradient_accumulation_equals_the_larger_batch(make_network, images):
     def trained(batch_size, steps):
         student = make_network(seed=1, normalization="layer", name="student")
         teacher = make_network(seed=2, name="teacher")
-        optimizer = keras.optimizers.SGD(
-            0.1, gradient_accumulation_steps=steps
-        )
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
         matches = [
             tfkd.Match(tfkd.losses.SoftTargets()),
             tfkd.JacobianMatch(),
         ]
-        distiller = _distiller(
-            (student, teacher), matches, optimizer=optimizer
-        )
+        distiller = _distiller((student, teacher), matches, optimizer=optimizer)
         distiller.fit(*images, batch_size=batch_size, shuffle=False, verbose=0)
         return _weights(student)
 
@@ -398,9 +395,7 @@ def test_xla_is_refused_where_it_would_approximate(make_network, images):
     student = make_network(seed=1, name="student", pool="max")
     teacher = make_network(seed=2, name="teacher", pool="max")
     with pytest.raises(ValueError, match=r"XLA only approximates.*MaxPool"):
-        _distiller(
-            (student, teacher), [tfkd.JacobianMatch()], jit_compile=True
-        )
+        _distiller((student, teacher), [tfkd.JacobianMatch()], jit_compile=True)
     distiller = _distiller((student, teacher), [tfkd.JacobianMatch()])
     assert not distiller.supports_jit
     assert not distiller.jit_compile
@@ -457,17 +452,13 @@ def test_evaluate_changes_nothing(pair, images):
     _assert_all_close(_weights(distiller.optimizer), before[1], rtol=0)
 
 
-def test_save_and_load_continue_where_training_stopped(
-    pair, images, tmp_path
-):
+def test_save_and_load_continue_where_training_stopped(pair, images, tmp_path):
     distiller = _distiller(
         pair, optimizer="adam", label_weight=0.5, metrics=["accuracy"]
     )
     _step(distiller, images)
     distiller.save(tmp_path / "distiller.keras")
-    again = tfkd.Distiller.load(
-        tmp_path / "distiller.keras", teacher=pair[1]
-    )
+    again = tfkd.Distiller.load(tmp_path / "distiller.keras", teacher=pair[1])
     assert again.label_weight == 0.5
     first, second = _step(distiller, images), _step(again, images)
     assert first.keys() == second.keys()
@@ -788,9 +779,7 @@ def test_bad_data_are_refused_before_any_training(pair, images):
     with pytest.raises(ValueError, match="Labels out of range"):
         distiller.fit(x, y, validation_data=(x, y + 1), verbose=0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="out of range"):
-        distiller.fit(
-            dataset.map(lambda x, y: (x, y + 1)).batch(8), verbose=0
-        )
+        distiller.fit(dataset.map(lambda x, y: (x, y + 1)).batch(8), verbose=0)
     _assert_all_close(_weights(student), before, rtol=0)
 
 

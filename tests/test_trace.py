@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkd.trace import (
-    Trace,
-    at_least_float32,
-    exact_moments,
-    find_layer,
-    outline,
-)
+from tfkd.precision import at_least_float32
+from tfkd.trace import Trace, exact_moments, find_layer, outline
 
 
 class Subclassed(keras.Model):
@@ -65,8 +60,11 @@ def test_keeps_the_outputs_and_the_features_of_a_functional_model(
 
 def test_keeps_features_of_a_sequential_model():
     model = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(4, name="a")]
-        + [keras.layers.Dense(3, name="b")]
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(4, name="a"),
+            keras.layers.Dense(3, name="b"),
+        ]
     )
     x = np.random.default_rng(0).normal(size=(2, 5)).astype("float32")
     trace = Trace(model, x, layers=["a"])

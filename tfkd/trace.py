@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfkd.precision import at_least_float32
+
 # In float16 the small entries of an input gradient (4 % of them were
 # measured) fall below the smallest number; a power of two shifts them exactly.
 _FLOAT16_SCALE = 2.0**14
@@ -232,17 +234,6 @@ def find_layer(model, name):
         f"Model '{model.name}' has no layer '{name}'. "
         f"Nearest names: {nearest or names[:8]}."
     )
-
-
-def at_least_float32(tensor):
-    """`tensor` in float32, or in float64 where it came so; keeps its mask."""
-    if tensor.dtype in (tf.float32, tf.float64):
-        return tensor
-    cast = tf.cast(tensor, tf.float32)
-    mask = getattr(tensor, "_keras_mask", None)
-    if mask is not None:
-        cast._keras_mask = mask
-    return cast
 
 
 class _ExactMoments:

@@ -142,12 +142,12 @@ class StudentTrainer(keras.Model):
             )
         op = self._approximate_op()
         if kwargs.get("jit_compile") is True and op:
+            place = self._networks.student_outline.ops[op]
             raise ValueError(
                 f"XLA only approximates the Jacobian of '{self.student.name}'"
-                f": its second derivative of {op} (at "
-                f"{self._networks.student_outline.ops[op]}) compares rounded values. Compile "
-                'with jit_compile=False or "auto", or use average pooling or '
-                "strided convolutions."
+                f": its second derivative of {op} (at {place}) compares "
+                'rounded values. Compile with jit_compile=False or "auto", or '
+                "use average pooling or strided convolutions."
             )
         self._check_label_loss(loss)
         self._has_label_loss = loss is not None
@@ -220,7 +220,9 @@ class StudentTrainer(keras.Model):
         """One step of evaluation on one batch."""
         x, y, sample_weight = self._unpack(data)
         observed = self._observe_teacher(x, y)
-        _, outputs = self._step_loss(x, y, sample_weight, observed, training=False)
+        _, outputs = self._step_loss(
+            x, y, sample_weight, observed, training=False
+        )
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     # === One step ===
@@ -501,10 +503,8 @@ class StudentTrainer(keras.Model):
         for match, metric in zip(
             self.matches, self._match_metrics, strict=True
         ):
-            rows.append(
-                (metric.name, match.where, match.how, match.weight)
-                + (match.passes,)
-            )
+            name, weight = metric.name, match.weight
+            rows.append((name, match.where, match.how, weight, match.passes))
         lines = [f"{type(self).__name__} '{self.name}'", ""]
         lines += _networks(self.student, self._networks.teacher)
         lines += ["", *_table(rows), ""]
@@ -625,8 +625,7 @@ def _table(rows):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            entry.ljust(width)
-            for entry, width in zip(row, widths, strict=True)
+            entry.ljust(width) for entry, width in zip(row, widths, strict=True)
         ).rstrip()
         for row in rows
     ]

@@ -94,9 +94,7 @@ def test_agrees_with_batch_jacobians(make_network, images, of):
 def test_weights_weigh_each_example(make_network, images):
     student, teacher = make_network(seed=1), make_network(6, seed=2)
     x, labels = images
-    rows = (_jacobian(student, x) - _jacobian(teacher, x))[
-        np.arange(8), labels
-    ]
+    rows = (_jacobian(student, x) - _jacobian(teacher, x))[np.arange(8), labels]
     weights = np.arange(8.0)
     expected = np.sum(weights * np.sum(rows**2, axis=-1)) / 8
     actual = _value(
@@ -181,9 +179,7 @@ def test_jacobians_and_activations_are_input_noise():
             noisy += np.sum(np.square(error)) / 4 / 10
     outputs = tfkd.Match(tfkd.losses.SquaredError())
     _bind(outputs, student, teacher)
-    clean = outputs.value(
-        Trace(student, x), outputs.observe(Trace(teacher, x))
-    )
+    clean = outputs.value(Trace(student, x), outputs.observe(Trace(teacher, x)))
     match = tfkd.JacobianMatch(of="all")
     jacobian = _value(match, student, teacher, x)
     np.testing.assert_allclose(noisy, clean + rho**2 / 5 * jacobian, rtol=1e-5)
@@ -252,8 +248,12 @@ def test_what_cannot_be_compared_is_refused_when_bound():
 def test_a_layer_without_second_order_is_named(interpolation):
     def network(layers):
         return keras.Sequential(
-            [keras.Input((4, 4, 1)), *layers, keras.layers.Flatten()]
-            + [keras.layers.Dense(2)]
+            [
+                keras.Input((4, 4, 1)),
+                *layers,
+                keras.layers.Flatten(),
+                keras.layers.Dense(2),
+            ]
         )
 
     upsampling = keras.layers.Resizing(

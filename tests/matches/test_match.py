@@ -193,9 +193,7 @@ def test_named_projectors_are_built_to_fit(kind, source, target):
 
 
 def test_projectors_are_given_for_each_place():
-    match = tfkd.Match(
-        "mse", at=["features", None], projector=["dense", None]
-    )
+    match = tfkd.Match("mse", at=["features", None], projector=["dense", None])
     _bind(match, _dense(4), _dense(6))
     kinds = [type(p).__name__ for p in match.student_projectors]
     assert kinds == ["Dense", "NoneType"]

@@ -7,6 +7,8 @@ import re
 import keras
 import tensorflow as tf
 
+from tfkd.losses.distribution import Reduction
+
 
 class BaseMatch(keras.layers.Layer):
     """A term of the loss: what it needs of two networks, and its value.
@@ -218,7 +220,7 @@ def reduce_values(values, *, reduction, sample_weight=None, mask=None):
     if mask is not None and mask.shape.rank <= rank:
         values = tf.identity(values)
         values._keras_mask = _append_axes(mask, rank)
-    reduce = _Reduction("reduction", reduction, values.dtype.name)
+    reduce = Reduction("reduction", reduction, values.dtype.name)
     return reduce(values, values, sample_weight=sample_weight)
 
 
@@ -229,13 +231,6 @@ def hide_padding(tensor, mask):
     return tf.where(
         _append_axes(mask, tensor.shape.rank), tensor, tf.zeros_like(tensor)
     )
-
-
-class _Reduction(keras.losses.Loss):
-    """A loss whose values are its predictions: nothing but the reduction."""
-
-    def call(self, y_true, y_pred):
-        return y_pred
 
 
 def _append_axes(tensor, rank):

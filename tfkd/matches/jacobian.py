@@ -6,7 +6,8 @@ import tensorflow as tf
 from tfkd.losses import SquaredError
 from tfkd.matches.base import BaseMatch, reduce_values
 from tfkd.matches.match import as_loss, describe_loss
-from tfkd.trace import Signal, at_least_float32
+from tfkd.precision import at_least_float32
+from tfkd.trace import Signal
 
 # What TensorFlow cannot differentiate twice: the first drops the second
 # order without a word, the others raise in the middle of a training step.
@@ -222,7 +223,7 @@ def _true_class(labels, classes):
     if not isinstance(labels, tf.Tensor):
         raise ValueError(
             'JacobianMatch(of="label") needs one tensor of labels. '
-            f"Received: {labels}. Use of=\"top\" where there are none."
+            f'Received: {labels}. Use of="top" where there are none.'
         )
     if labels.shape.rank == 2 and labels.shape[-1] == classes > 1:
         indices = tf.argmax(labels, axis=-1)

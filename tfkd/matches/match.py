@@ -11,7 +11,8 @@ from tfkd.matches.base import (
     snake_case,
 )
 from tfkd.matches.projectors import make_projector, projected
-from tfkd.trace import Signal, at_least_float32
+from tfkd.precision import at_least_float32
+from tfkd.trace import Signal
 
 _EVERY_LOSS = frozenset({"name", "reduction", "dtype"})
 _SQUASHED = frozenset({"Softmax", "Sigmoid"})

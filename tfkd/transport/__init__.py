@@ -1,0 +1,8 @@
+"""Optimal transport on plain tensors: costs, plans and certified bounds."""
+
+from tfkd.transport.costs import pairwise_cost
+from tfkd.transport.ipot import ipot
+from tfkd.transport.plan import Transport
+from tfkd.transport.relaxed import relaxed_emd
+
+__all__ = ["Transport", "ipot", "pairwise_cost", "relaxed_emd"]
