@@ -349,6 +349,6 @@ def test_a_keras_without_the_place_to_mend_is_named(monkeypatch):
     from keras.src.backend.tensorflow import nn
 
     monkeypatch.delattr(nn, "_compute_moments")
-    with pytest.raises(RuntimeError, match="second-order gradients of Keras"):
-        with exact_moments():
-            pass
+    message = "second-order gradients of Keras"
+    with pytest.raises(RuntimeError, match=message), exact_moments():
+        pass

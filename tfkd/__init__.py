@@ -1,6 +1,6 @@
 """Knowledge distillation and transfer for Keras models on TensorFlow."""
 
-from tfkd import losses, matches, methods, models, transport
+from tfkd import data, export, losses, matches, methods, models, transport
 from tfkd.distiller import Distiller
 from tfkd.matches import JacobianMatch, Match
 
@@ -10,6 +10,8 @@ __all__ = [
     "Distiller",
     "JacobianMatch",
     "Match",
+    "data",
+    "export",
     "losses",
     "matches",
     "methods",
