@@ -686,6 +686,121 @@ def test_several_outputs_with_a_match_on_features(images):
     )
 
 
+def _kl(teacher, student):
+    """KL(softmax(t / 4) || softmax(s / 4)) times 16, in float64."""
+    logs = []
+    for logits in (teacher, student):
+        logits = np.asarray(logits, "float64") / 4
+        logits = logits - logits.max(-1, keepdims=True)
+        logs.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    return 16 * np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)
+
+
+def test_sequences_are_distilled_over_their_valid_positions():
+    """Token 0 is padding: 3 of 4, 1 of 4 and 2 of 4 positions count."""
+
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((4,), dtype="int32")
+        x = keras.layers.Embedding(
+            6, 5, keras.initializers.RandomNormal(0, 1), mask_zero=True
+        )(inputs)
+        outputs = keras.layers.Dense(3, name="logits")(x)
+        return keras.Model(inputs, outputs, name=f"net{seed}")
+
+    student, teacher = network(1), network(2)
+    tokens = np.array([[3, 1, 5, 0], [2, 0, 0, 0], [4, 4, 0, 0]])
+    labels = np.array([[0, 1, 2, 0], [2, 0, 0, 0], [1, 1, 0, 0]])
+    match = tfkd.Match(tfkd.losses.SoftTargets(), name="kd")
+    distiller = _distiller((student, teacher), [match])
+    logs = distiller.evaluate(tokens, labels, verbose=0, return_dict=True)
+    valid = tokens > 0
+    expected = _kl(teacher(tokens), student(tokens))[valid].mean()
+    np.testing.assert_allclose(logs["kd"], expected, rtol=1e-4)
+    weights = np.where(np.arange(3)[:, None] == 1, 6.0, 0.0) * valid
+    logs = distiller.evaluate(
+        tokens, labels, sample_weight=weights, verbose=0, return_dict=True
+    )
+    only = _kl(teacher(tokens), student(tokens))[1, 0]
+    np.testing.assert_allclose(logs["kd"], only, rtol=1e-4)
+    logs = distiller.train_on_batch(tokens, labels, return_dict=True)
+    assert np.isfinite(logs["loss"])
+
+
+def test_dense_predictions_are_distilled_over_all_positions(images):
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((8, 8, 2))
+        outputs = keras.layers.Conv2D(3, 3, padding="same")(inputs)
+        return keras.Model(inputs, outputs, name=f"net{seed}")
+
+    student, teacher = network(1), network(2)
+    x = images[0]
+    labels = np.random.default_rng(0).integers(0, 3, size=(8, 8, 8))
+    match = tfkd.Match(tfkd.losses.SoftTargets(), name="kd")
+    distiller = _distiller((student, teacher), [match])
+    logs = distiller.evaluate(x, labels, verbose=0, return_dict=True)
+    expected = _kl(teacher(x), student(x)).mean()
+    np.testing.assert_allclose(logs["kd"], expected, rtol=1e-4)
+
+
+class Subclassed(keras.Model):
+    """A backbone in a block, and a head."""
+
+    def __init__(self):
+        super().__init__(name="subclassed")
+        self.backbone = keras.Sequential(
+            [
+                keras.Input((8, 8, 2)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(8, name="hidden"),
+                keras.layers.BatchNormalization(),
+            ],
+            name="backbone",
+        )
+        self.head = keras.layers.Dense(3)
+
+    def build(self, input_shape):
+        self.head.build((None, 8))
+
+    def call(self, inputs):
+        return self.head(self.backbone(inputs))
+
+
+def test_subclassed_students_and_nested_teachers(make_network, images):
+    inputs = keras.Input((8, 8, 2))
+    teacher = keras.Model(inputs, make_network(name="inner")(inputs))
+    student = Subclassed()
+    student(images[0])
+    match = tfkd.Match(
+        "mse", at=("backbone/hidden", "inner/features"), name="m"
+    )
+    distiller = _distiller((student, teacher), [match, tfkd.JacobianMatch()])
+    dense = student.backbone.get_layer("hidden")
+    hidden = dense(images[0].reshape(8, -1))
+    features = keras.Model(
+        teacher.layers[1].input, teacher.layers[1].get_layer("features").output
+    )
+    expected = np.mean((hidden - features(images[0])) ** 2)
+    logs = distiller.evaluate(*images, verbose=0, return_dict=True)
+    np.testing.assert_allclose(logs["m"], expected, rtol=1e-4)
+    before = _weights(student)
+    _step(distiller, images)
+    moved = [
+        np.any(one != other)
+        for one, other in zip(_weights(student), before, strict=True)
+    ]
+    assert all(moved)
+
+
+def test_a_frozen_student_is_named(pair, images):
+    student, _ = pair
+    student.trainable = False
+    distiller = _distiller(pair, [tfkd.Match("mse")])
+    with pytest.raises(ValueError, match="no trainable variables"):
+        distiller.train_on_batch(*images)
+
+
 def test_summary_names_terms_places_weights_and_passes(pair):
     lines = []
     distiller = _distiller(

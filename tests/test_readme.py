@@ -40,7 +40,8 @@ def test_the_example_of_a_loss_works():
     names = {"keras": keras, "tf": tf}
     exec(compile(_code("AbsoluteError"), "README", "exec"), names)
     loss = names["AbsoluteError"]()
-    assert float(loss([[1.0, 2.0]], [[0.0, 5.0]])) == 4.0
+    y_true, y_pred = np.array([[1.0, 2.0]]), np.array([[0.0, 5.0]])
+    assert float(loss(y_true, y_pred)) == 4.0
 
 
 def test_the_table_of_methods_is_complete():

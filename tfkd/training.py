@@ -212,6 +212,11 @@ class StudentTrainer(keras.Model):
             )
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
+        if not variables:
+            raise ValueError(
+                f"Student '{self.student.name}' has no trainable variables, "
+                "nor has any match. Set student.trainable = True."
+            )
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return self.compute_metrics(x, y, outputs, sample_weight)
