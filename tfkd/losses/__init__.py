@@ -1,7 +1,4 @@
-"""How two tensors are compared: plain Keras losses.
-
-`y_true` is the teacher's signal, `y_pred` the student's.
-"""
+"""How two signals are compared: losses of teacher and student tensors."""
 
 from tfkd.losses.distribution import DistributionLoss
 from tfkd.losses.optimal_transport import OptimalTransport

@@ -1,86 +1,165 @@
-"""The base of losses that compare distributions over the batch."""
+"""The base of losses that compare distributions, and what all losses share."""
 
 import keras
 import tensorflow as tf
 
-from tfkd.losses.shapes import as_signals
-from tfkd.precision import at_least_float32
+from tfkd.transport.costs import same_precision
 
 
 class DistributionLoss(keras.losses.Loss):
-    """Compares two batches as distributions, not example by example.
+    """Base of losses that compare two batches as distributions of examples.
 
-    Sample weights are masses: with weights w each example has the mass
-    `w / sum w` on both sides, and the value is multiplied by the mean of w.
-    An example of weight 0 might as well not be there.
+    Such a loss has one value for the whole batch. `call` repeats it for each
+    example, so that Keras' reduction, and its division by the number of
+    replicas, hold for it as for any other loss.
 
-    Subclasses define `distance`. The value is returned once per example, so
-    that Keras' reductions and the division by replicas hold as elsewhere.
+    Sample weights are masses: with weights w, both batches put mass
+    `w_i / sum w` on example i, and the value is multiplied by the mean
+    weight. So an example of weight zero does not exist, one of weight two
+    counts as two, and the value of a batch whose weights are all zero is
+    zero. A Keras mask is not read: positions are part of an example, and
+    `tfkd.Match` sets padded ones to zero on both sides.
+
+    Subclasses implement `distance`.
 
     Args:
         name: As of `keras.losses.Loss`.
         reduction: As of `keras.losses.Loss`.
-        dtype: As of `keras.losses.Loss`.
+        dtype: As of `keras.losses.Loss`. Computations are in float32 at
+            least, whatever it is.
 
     Attributes:
-        same_shape: Whether both signals must have one shape.
+        same_shape: Whether signals of different shapes are refused. A
+            subclass that compares across widths sets it to False.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable()
+    class MeanFeature(tfkd.losses.DistributionLoss):
+        def distance(self, y_true, y_pred, masses):
+            difference = y_true - y_pred  # [batch, dim]
+            mean = tf.linalg.matvec(difference, masses, transpose_a=True)
+            return tf.reduce_sum(mean * mean)
+    ```
     """
 
     same_shape = True
 
     def distance(self, y_true, y_pred, masses):
-        """The distance between two weighted batches.
+        """Distance between the teacher's and the student's distribution.
 
         Args:
-            y_true: The teacher's signals, `[batch, ...]`, float32 or more.
-            y_pred: The student's signals, likewise.
-            masses: `[batch]`, >= 0, with sum 1, or all 0.
+            y_true: Teacher's signal, `[batch, ...]`, float32 or float64.
+            y_pred: Student's signal, `[batch, ...]`, of the same type, and
+                of the same shape if `same_shape`.
+            masses: Of the examples on either side, `[batch]`, non-negative
+                with sum one, of the same type.
 
         Returns:
-            Scalar.
+            Scalar tensor.
         """
         raise NotImplementedError
 
     def call(self, y_true, y_pred, sample_weight=None):
-        """The distance, once per example.
+        """The weighted value, repeated for each example.
 
         Args:
-            y_true: The teacher's signals, `[batch, ...]`.
-            y_pred: The student's signals, `[batch, ...]`.
-            sample_weight: `[batch]` or `[batch, 1]`, >= 0, or None.
+            y_true: Teacher's signal, `[batch, ...]`.
+            y_pred: Student's signal, `[batch, ...]`.
+            sample_weight: `[batch]`, `[batch, 1]` or None for ones;
+                non-negative.
 
         Returns:
-            `[batch]`, all entries equal, at least float32.
+            Tensor `[batch]`.
+
+        Raises:
+            ValueError: If shapes do not fit.
         """
-        if self.same_shape:
-            y_true, y_pred = as_signals(y_true, y_pred)
-        else:
-            y_true = at_least_float32(y_true)
-            y_pred = at_least_float32(y_pred)
-        batch = tf.shape(y_pred)[0]
-        weights = tf.ones([batch], y_pred.dtype)
-        if sample_weight is not None:
-            weights = tf.cast(tf.reshape(sample_weight, [-1]), y_pred.dtype)
-        total = tf.reduce_sum(weights)
-        masses = tf.math.divide_no_nan(weights, total)
-        value = self.distance(y_true, y_pred, masses)
-        mean = tf.math.divide_no_nan(total, tf.cast(batch, total.dtype))
-        return tf.fill([batch], value * mean)
+        value, weights = self._value(y_true, y_pred, sample_weight)
+        return tf.fill(tf.shape(weights), value * tf.reduce_mean(weights))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        """As `keras.losses.Loss.__call__`; weights are masses."""
-        dtype = tf.as_dtype(self.dtype)
-        y_true, y_pred = (
-            tf.cast(tf.convert_to_tensor(y), dtype) for y in (y_true, y_pred)
+        """The reduced value. Arguments and errors as of `call`."""
+        with keras.name_scope(self.name):
+            value, weights = self._value(
+                keras.ops.convert_to_tensor(y_true, dtype=self.dtype),
+                keras.ops.convert_to_tensor(y_pred, dtype=self.dtype),
+                sample_weight,
+            )
+            values = tf.fill(tf.shape(weights), value)
+            reduce = _Reduction(reduction=self.reduction, dtype=self.dtype)
+            return reduce(values, values, sample_weight=weights)
+
+    def get_config(self):
+        """As `keras.losses.Loss.get_config`."""
+        return {**super().get_config(), "dtype": self.dtype}
+
+    def _value(self, y_true, y_pred, sample_weight):
+        """The unweighted value, a scalar, and the weights, `[batch]`."""
+        y_true, y_pred = comparable(y_true, y_pred, same_shape=self.same_shape)
+        weights = _example_weights(sample_weight, y_pred)
+        total = tf.reduce_sum(weights)
+        # Weights of zero give equal masses, so that no subclass has to think
+        # of an empty distribution; the mean weight makes the value zero.
+        masses = tf.where(
+            total > 0,
+            tf.math.divide_no_nan(weights, total),
+            1 / tf.cast(tf.size(weights), weights.dtype),
         )
-        values = self.call(y_true, y_pred, sample_weight)
-        reduce = Reduction(self.name, self.reduction, values.dtype.name)
-        return reduce(values, values)
+        return self.distance(y_true, y_pred, masses), weights
 
 
-class Reduction(keras.losses.Loss):
+class _Reduction(keras.losses.Loss):
     """A loss whose values are its predictions: nothing but the reduction."""
 
     def call(self, y_true, y_pred):
-        """The predictions."""
         return y_pred
+
+
+def comparable(y_true, y_pred, *, same_shape=True):
+    """Both signals in one type, float32 at least.
+
+    Args:
+        y_true: Teacher's signal.
+        y_pred: Student's signal.
+        same_shape: Whether to refuse shapes that differ, which TensorFlow
+            would broadcast.
+
+    Returns:
+        The two tensors.
+
+    Raises:
+        ValueError: If the shapes are known to differ.
+    """
+    y_true, y_pred = same_precision(y_true, y_pred)
+    if same_shape and not y_true.shape.is_compatible_with(y_pred.shape):
+        raise ValueError(
+            "Expected `y_true` and `y_pred` to have the same shape. "
+            f"Received: y_true.shape={y_true.shape}, "
+            f"y_pred.shape={y_pred.shape}"
+        )
+    return y_true, y_pred
+
+
+def flatten(signal):
+    """`[batch, ...]` as `[batch, features]`; `[batch]` as `[batch, 1]`."""
+    return tf.reshape(signal, [tf.shape(signal)[0], -1])
+
+
+def _example_weights(sample_weight, signal):
+    """Weights as `[batch]` in the type of `signal`, or ones for None."""
+    if sample_weight is None:
+        return tf.ones(tf.shape(signal)[:1], signal.dtype)
+    weights = tf.cast(sample_weight, signal.dtype)
+    batch = signal.shape[:1]
+    if not any(
+        weights.shape.is_compatible_with(shape)
+        for shape in (batch, batch.concatenate(1))
+    ):
+        raise ValueError(
+            "Invalid value for argument `sample_weight`. Expected weights of "
+            f"examples, of shape {batch} or {batch.concatenate(1)}. "
+            f"Received: sample_weight.shape={weights.shape}"
+        )
+    return tf.reshape(weights, [-1])

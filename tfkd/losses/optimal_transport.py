@@ -1,49 +1,51 @@
-"""Optimal transport between the student's and the teacher's features."""
+"""Optimal transport between a batch of teacher and of student signals."""
 
 import keras
 
-from tfkd.losses.distribution import DistributionLoss
-from tfkd.losses.shapes import flatten_examples
+from tfkd.losses.distribution import DistributionLoss, flatten
 from tfkd.transport import ipot, pairwise_cost
 from tfkd.transport.costs import check_metric
-from tfkd.transport.ipot import check_beta, check_num_iters
+from tfkd.transport.ipot import check_settings
 
 
 @keras.saving.register_keras_serializable("tfkd")
 class OptimalTransport(DistributionLoss):
-    """The cost of moving the student's batch of features to the teacher's.
+    """Least cost of carrying the student's batch onto the teacher's.
 
-    Formula: `min sum_ij P_ij C_ij` over plans P whose marginals are the
-    examples' masses, C the pairwise cost between features, by IPOT. A map is
-    flattened to one vector per example. The batches may agree up to a
-    permutation of the examples: then the value is 0.
+    Formula: `min_P sum_ij P_ij C_ij` over plans P that carry the mass of
+    every example, with C_ij the cost from the teacher's signal i to the
+    student's signal j, flattened.
+
+    It is zero where the batches agree up to a permutation: looser than
+    matching examples one to one, stricter than matching statistics. The
+    plan is solved for by `tfkd.transport.ipot` and is a constant of the
+    gradient.
 
     Args:
-        cost: "cosine" or "squared_euclidean", as of
-            `tfkd.transport.pairwise_cost`.
-        beta: None: the scale-free solver; "paper": Algorithm 1 with the
-            printed beta of 20, whose plan stays close to the uniform one. As
-            of `tfkd.transport.ipot`.
-        num_iters: Number of the solver's steps, >= 1.
+        cost: A metric of `tfkd.transport.pairwise_cost`.
+        beta: None (scale-free) or "paper", see `tfkd.transport.ipot`.
+        num_iters: Steps of the solver. >= 1.
         name: As of `keras.losses.Loss`.
         reduction: As of `keras.losses.Loss`.
-        dtype: As of `keras.losses.Loss`.
+        dtype: As of `keras.losses.Loss`. Computations are in float32 at
+            least, whatever it is.
 
     Raises:
         ValueError: If an argument is invalid.
 
     Example:
 
-    >>> loss = tfkd.losses.OptimalTransport()
-    >>> float(loss([[1.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [3.0, 0.0]]))
-    0.0
+    >>> loss = OptimalTransport(cost="squared_euclidean")
+    >>> round(float(loss([[0.0], [9.0]], [[9.0], [2.0]])), 4)
+    2.0
 
-    Reference: Lohit & Jones 2020, equations 2 and 3, algorithm 1.
+    Reference: Lohit & Jones 2020, equation 2 and algorithm 1.
     """
 
     def __init__(
         self,
         cost="cosine",
+        *,
         beta=None,
         num_iters=50,
         name=None,
@@ -51,20 +53,21 @@ class OptimalTransport(DistributionLoss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.cost = check_metric(cost, "cost")
-        self.beta = check_beta(beta)
-        self.num_iters = check_num_iters(num_iters)
+        check_metric(cost, "cost")
+        check_settings(beta=beta, num_iters=num_iters)
+        self.cost = cost
+        self.beta = beta
+        self.num_iters = int(num_iters)
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in units of the cost."""
         cost = pairwise_cost(
-            x=flatten_examples(y_pred),
-            y=flatten_examples(y_true),
-            metric=self.cost,
+            x=flatten(y_true), y=flatten(y_pred), metric=self.cost
         )
-        return ipot(
+        transport = ipot(
             cost, a=masses, b=masses, beta=self.beta, num_iters=self.num_iters
-        ).cost
+        )
+        return transport.cost
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

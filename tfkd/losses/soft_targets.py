@@ -1,66 +1,95 @@
-"""Softened class probabilities."""
+"""Knowledge distillation by softened class probabilities."""
+
+import math
+import numbers
 
 import keras
 import tensorflow as tf
 
-from tfkd.losses.shapes import as_signals, check_positive
+from tfkd.losses.distribution import comparable
 
 
 @keras.saving.register_keras_serializable("tfkd")
 class SoftTargets(keras.losses.Loss):
-    """Knowledge distillation: the divergence between softened outputs.
+    """Divergence of the student's softened class probabilities.
 
-    Formula: `T^2 sum_i p_i (log p_i - log q_i)` with `p = softmax(y_true /
-    T)`, `q = softmax(y_pred / T)`, for each position. T^2 keeps the gradient
-    of one size over temperatures.
+    Formula: `T^2 KL(softmax(y_true / T) || softmax(y_pred / T))`
 
-    Logits `[batch, ..., classes]` give values `[batch, ...]`, so sequences
-    and dense prediction work as single labels do, with Keras' masks. A class
-    that both networks rule out (logit -inf) adds nothing.
+    T^2 keeps the gradient's size as T changes: it tends to the squared error
+    of centred logits, `sum_i (y_true_i - y_pred_i)^2 / (2 classes)`, as T
+    grows. A class that the teacher excludes (logit -inf) has no part in the
+    value.
 
     Args:
-        temperature: T > 0; larger is softer.
+        temperature: T; larger is softer. Finite and > 0.
         name: As of `keras.losses.Loss`.
         reduction: As of `keras.losses.Loss`.
-        dtype: As of `keras.losses.Loss`.
+        dtype: As of `keras.losses.Loss`. Computations are in float32 at
+            least, whatever it is.
 
     Raises:
-        ValueError: If `temperature` is not a finite number > 0.
+        ValueError: If `temperature` is out of range.
 
     Example:
 
-    >>> loss = tfkd.losses.SoftTargets(temperature=1.0)
-    >>> round(float(loss([[0.0, 100.0]], [[0.0, 0.0]])), 4)
-    0.6931
+    >>> loss = SoftTargets(temperature=2.0)
+    >>> round(float(loss([[0.0, 0.0]], [[0.0, 2.0]])), 4)
+    0.4805
 
-    Reference: Hinton, Vinyals & Dean 2015.
+    Reference: Hinton et al. 2015, section 2.
     """
 
+    same_shape = True
     from_logits = True
 
     def __init__(
         self,
         temperature=4.0,
+        *,
         name=None,
         reduction="sum_over_batch_size",
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = check_positive(temperature, "temperature")
+        if (
+            not isinstance(temperature, numbers.Real)
+            or isinstance(temperature, bool)
+            or not math.isfinite(temperature)
+            or temperature <= 0
+        ):
+            raise ValueError(
+                "Invalid value for argument `temperature`. Expected a finite "
+                f"number > 0. Received: temperature={temperature!r}"
+            )
+        self.temperature = float(temperature)
 
     def call(self, y_true, y_pred):
-        """Values `[batch, ...]` of logits `[batch, ..., classes]`, in nats."""
-        y_true, y_pred = as_signals(y_true, y_pred)
-        log_p = tf.nn.log_softmax(y_true / self.temperature)
-        log_q = tf.nn.log_softmax(y_pred / self.temperature)
-        # Where both are -inf their difference is not a number.
-        possible = tf.math.is_finite(log_p) | tf.math.is_finite(log_q)
-        zero = tf.zeros_like(log_p)
-        log_p, log_q = (tf.where(possible, log, zero) for log in (log_p, log_q))
-        p = tf.where(possible, tf.exp(log_p), zero)
-        divergence = tf.reduce_sum(p * (log_p - log_q), axis=-1)
+        """Divergence of each prediction.
+
+        Args:
+            y_true: Teacher's logits, `[batch, ..., classes]`.
+            y_pred: Student's logits, of the same shape.
+
+        Returns:
+            Tensor `[batch, ...]`, in nats times T^2.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        y_true, y_pred = comparable(y_true, y_pred)
+        log_teacher = tf.nn.log_softmax(y_true / self.temperature)
+        log_student = tf.nn.log_softmax(y_pred / self.temperature)
+        teacher = tf.exp(log_teacher)
+        # p log p is 0 at p = 0; as a product it is NaN if both networks
+        # exclude the class.
+        excess = tf.where(teacher == 0, 0.0, log_teacher - log_student)
+        divergence = tf.reduce_sum(teacher * excess, axis=-1)
         return self.temperature**2 * divergence
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""
-        return {**super().get_config(), "temperature": self.temperature}
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "dtype": self.dtype,
+        }

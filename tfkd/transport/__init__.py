@@ -1,4 +1,4 @@
-"""Optimal transport on plain tensors: costs, plans and certified bounds."""
+"""Optimal transport on plain tensors: costs, solvers, certificates."""
 
 from tfkd.transport.costs import pairwise_cost
 from tfkd.transport.ipot import ipot

@@ -1,106 +1,117 @@
-"""Costs of moving mass between two sets of points."""
+"""What it costs to carry one point to another."""
 
 import tensorflow as tf
 
-from tfkd.precision import at_least_float32
-
-# A vector shorter than this has no direction.
-_SHORTEST = 1e-12
-
 
 def pairwise_cost(*, x, y, metric="cosine"):
-    """The cost between each point of one set and each of another.
+    """Cost of carrying each point of one set to each point of another.
 
-    Formulas, with n(v) = v / |v|, and 0 where |v| < 1e-12:
-    cosine `1 - n(x_i) . n(y_j)`, squared_euclidean `|x_i - y_j|^2`.
+    Formula:
+
+    - "cosine": `1 - n(x_i) . n(y_j)`, see `unit_vectors` for n
+    - "squared_euclidean": `|x_i - y_j|^2`
+
+    Both are symmetrical in their points, never negative, and have a finite
+    gradient everywhere, also where points coincide.
 
     Args:
-        x: `[..., n, d]`.
-        y: `[..., m, d]`.
-        metric: "cosine" (no unit, 0 to 2) or "squared_euclidean" (squared
-            feature units).
+        x: Points, `[..., n, d]`.
+        y: Points, `[..., m, d]`, of the same leading axes as `x`.
+        metric: "cosine" or "squared_euclidean".
 
     Returns:
-        `[..., n, m]`, >= 0, at least float32, with finite gradients
-        everywhere.
+        Tensor `[..., n, m]`, in float32, or float64 where a point set came
+        so; without unit (in [0, 2]) or in squared units of the points.
 
     Raises:
-        ValueError: If `metric` is unknown or the widths differ.
+        ValueError: If the metric is unknown, a set has fewer than two axes,
+            or the sets differ in dimension or leading axes.
 
     Example:
 
-    >>> pairwise_cost(x=[[1.0, 0.0]], y=[[0.0, 2.0], [3.0, 0.0]]).numpy()
+    >>> pairwise_cost(x=[[1.0, 0.0]], y=[[0.0, 5.0], [2.0, 0.0]]).numpy()
     array([[1., 0.]], dtype=float32)
 
-    Reference: Lohit & Jones 2020, equation 3.
+    Reference: Lohit & Jones 2020, equation 3 (cosine).
     """
     check_metric(metric, "metric")
-    x, y = at_least_float32(x), at_least_float32(y)
-    if not x.shape[-1:].is_compatible_with(y.shape[-1:]):
-        raise ValueError(
-            "Points of both sets need the same number of coordinates. "
-            f"Received: x of shape {x.shape}, y of shape {y.shape}"
-        )
+    x, y = same_precision(x, y)
+    _check_points(x.shape, y.shape)
     return _METRICS[metric](x, y)
 
 
-def check_metric(metric, argument):
-    """`metric` if it is known.
+def unit_vectors(x):
+    """Vectors divided by their length, safe for vectors without one.
+
+    Formula: `n(x) = x / |x|`, and 0 with zero gradient where `|x| < 1e-12`
 
     Args:
-        metric: Its name.
-        argument: The argument's name, for the error.
+        x: Vectors, `[..., d]`, floating.
 
     Returns:
-        The name.
-
-    Raises:
-        ValueError: If it is unknown.
+        Tensor of the shape and type of `x`, of length one or zero.
     """
-    if metric not in _METRICS:
+    squared = tf.reduce_sum(x * x, axis=-1, keepdims=True)
+    # "Is short" rather than "is long": NaN must come out as NaN, not as 0.
+    short = squared < 1e-24
+    # The root never sees 0, whose infinite slope `where` would turn to NaN.
+    inverse = tf.math.rsqrt(tf.where(short, tf.ones_like(squared), squared))
+    return tf.where(short, tf.zeros_like(x), x * inverse)
+
+
+def same_precision(x, y):
+    """Two tensors in the wider of their types, and in float32 at least.
+
+    Args:
+        x: Anything that TensorFlow can make a tensor of.
+        y: The same.
+
+    Returns:
+        Both as float64 if either is, else both as float32.
+    """
+    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+    wide = tf.float64 in (x.dtype, y.dtype)
+    dtype = tf.float64 if wide else tf.float32
+    return tf.cast(x, dtype), tf.cast(y, dtype)
+
+
+def check_metric(metric, argument):
+    """Raises a `ValueError` that names `argument` if `metric` is unknown."""
+    if not isinstance(metric, str) or metric not in _METRICS:
         raise ValueError(
             f"Invalid value for argument `{argument}`. Expected one of "
-            f"{tuple(_METRICS)}. Received: {argument}={metric!r}"
+            f"{sorted(_METRICS)}. Received: {argument}={metric!r}"
         )
-    return metric
-
-
-def unit_vectors(x):
-    """Directions along the last axis, safe at 0.
-
-    Formula: `x / |x|`, and 0 with zero gradient where |x| < 1e-12.
-
-    Args:
-        x: `[..., d]`, at least float32.
-
-    Returns:
-        `[..., d]`.
-    """
-    # Scaled by its largest entry first, lest the square underflow.
-    largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    largest = tf.stop_gradient(tf.where(largest < _SHORTEST, 1.0, largest))
-    scaled = x / largest
-    squared = tf.reduce_sum(tf.square(scaled), axis=-1, keepdims=True)
-    long = tf.stop_gradient(tf.sqrt(squared) * largest >= _SHORTEST)
-    safe = tf.where(long, squared, tf.ones_like(squared))
-    return tf.where(long, scaled * tf.math.rsqrt(safe), tf.zeros_like(x))
 
 
 def _cosine(x, y):
     similarity = tf.matmul(unit_vectors(x), unit_vectors(y), transpose_b=True)
+    # Rounding puts the product of equal vectors on either side of 1.
     return tf.nn.relu(1.0 - similarity)
 
 
 def _squared_euclidean(x, y):
-    # Distances do not change with the origin; near it they lose least to the
-    # cancellation in |x|^2 + |y|^2 - 2 x.y.
+    # Distances do not depend on the origin, the rounding of the expanded
+    # square does: far from the points it would drown their differences.
     origin = tf.stop_gradient(tf.reduce_mean(x, axis=-2, keepdims=True))
     x, y = x - origin, y - origin
-    squared_x = tf.reduce_sum(tf.square(x), axis=-1)[..., :, None]
-    squared_y = tf.reduce_sum(tf.square(y), axis=-1)[..., None, :]
-    return tf.nn.relu(
-        squared_x + squared_y - 2.0 * tf.matmul(x, y, transpose_b=True)
-    )
+    x_squared = tf.reduce_sum(x * x, axis=-1)[..., :, None]  # [..., n, 1]
+    y_squared = tf.reduce_sum(y * y, axis=-1)[..., None, :]  # [..., 1, m]
+    product = tf.matmul(x, y, transpose_b=True)
+    return tf.nn.relu(x_squared + y_squared - 2.0 * product)
 
 
 _METRICS = {"cosine": _cosine, "squared_euclidean": _squared_euclidean}
+
+
+def _check_points(x, y):
+    agree = x.rank is None or y.rank is None
+    if not agree and min(x.rank, y.rank) >= 2:
+        agree = x[:-2].is_compatible_with(y[:-2])
+        agree = agree and x[-1:].is_compatible_with(y[-1:])
+    if not agree:
+        raise ValueError(
+            "Invalid value for arguments `x` and `y`. Expected points "
+            "[..., n, d] and [..., m, d] of one dimension d and with the same "
+            f"leading axes. Received: x.shape={x}, y.shape={y}"
+        )

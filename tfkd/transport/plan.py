@@ -1,4 +1,4 @@
-"""What a transport solver returns, and what it is given."""
+"""A transport problem, checked, and its solution."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,18 @@ import tensorflow as tf
 
 
 class Transport(NamedTuple):
-    """A transport plan, its cost, and how far the cost can be trusted.
+    """A transport plan, what it costs, and how far it is from the best.
 
     Attributes:
-        plan: Mass moved from each point to each, `[..., n, m]`. Constant.
-        cost: `sum plan * cost`, `[...]`, in cost units. Its gradient with
-            respect to the costs is the plan.
-        lower_bound: A number that the exact cost is not below, `[...]`, in
-            cost units, up to rounding. Constant.
-        marginal_error: Mass by which the plan's marginals miss the given
-            ones, summed over both sides, `[...]`. Constant.
+        plan: Mass carried from i to j, `[..., n, m]`; no gradient.
+        cost: `sum_ij plan_ij C_ij`, `[...]`, in units of the cost matrix C.
+            Its gradient is that of the optimal cost where the plan is
+            optimal (envelope theorem): d cost / d C = plan.
+        lower_bound: No plan costs less, `[...]`; no gradient.
+        marginal_error: Largest absolute difference between the plan's row
+            and column sums and the masses asked for, `[...]`, in units of
+            mass; no gradient. It says whether the plan is one, not whether
+            it is a good one.
     """
 
     plan: tf.Tensor
@@ -25,38 +27,64 @@ class Transport(NamedTuple):
 
     @property
     def gap(self):
-        """At most how far the cost is above the exact one, `[...]`.
-
-        Certified where `marginal_error` is 0: the exact cost lies between
-        `lower_bound` and `cost` then.
-        """
+        """`cost - lower_bound`: how much a better plan could save."""
         return self.cost - self.lower_bound
 
 
-def uniform_if_none(masses, cost, axis):
-    """Masses along one axis of the cost, uniform by default.
+def check_problem(cost, a, b):
+    """The parts of a transport problem as tensors that fit together.
 
     Args:
-        masses: Non-negative, `[..., size of the axis]`, or None.
         cost: `[..., n, m]`.
-        axis: -2 for the rows, -1 for the columns.
+        a: Masses of the rows, `[n]` or `[..., n]`, or None for `1 / n`.
+        b: Masses of the columns, `[m]` or `[..., m]`, or None for `1 / m`.
 
     Returns:
-        Tensor `[..., size of the axis]` of the cost's dtype and leading axes.
+        `cost` in float32 at least, `a` as `[..., n]` and `b` as `[..., m]`
+        in its type and without gradient.
 
     Raises:
-        ValueError: If the sizes differ.
+        ValueError: If the shapes cannot fit.
     """
-    shape = tf.shape(cost)
-    shape = tf.concat([shape[:-2], shape[axis : axis + 1 or None]], axis=0)
-    if masses is None:
-        return tf.ones(shape, cost.dtype) / tf.cast(shape[-1], cost.dtype)
-    masses = tf.cast(tf.convert_to_tensor(masses), cost.dtype)
-    if not masses.shape[-1:].is_compatible_with([cost.shape[axis]]):
-        side = "a" if axis == -2 else "b"
+    cost = tf.convert_to_tensor(cost)
+    if cost.dtype != tf.float64:
+        cost = tf.cast(cost, tf.float32)
+    if cost.shape.rank is not None and cost.shape.rank < 2:
         raise ValueError(
-            f"Masses `{side}` have shape {masses.shape}, but the cost has "
-            f"shape {cost.shape}. Expected one mass for each "
-            + ("row." if axis == -2 else "column.")
+            "Invalid value for argument `cost`. Expected a tensor "
+            f"[..., n, m]. Received: cost.shape={cost.shape}"
         )
-    return tf.broadcast_to(masses, shape)
+    return cost, _masses(a, cost, -2, "a"), _masses(b, cost, -1, "b")
+
+
+def min_where(values, keep, axis):
+    """Minimum along an axis of those values that `keep` marks.
+
+    Args:
+        values: Tensor.
+        keep: Boolean, broadcasts to `values`.
+        axis: The axis that goes.
+
+    Returns:
+        The minima; where nothing is kept, the type's largest number, which
+        unlike infinity can be multiplied by a mass of zero.
+    """
+    return tf.reduce_min(tf.where(keep, values, values.dtype.max), axis=axis)
+
+
+def _masses(masses, cost, axis, argument):
+    """Masses for one axis of `cost`, with all its leading axes."""
+    shape = tf.shape(cost)
+    shape = tf.concat([shape[:-2], shape[axis, None]], axis=0)
+    if masses is None:
+        return tf.fill(shape, 1 / tf.cast(shape[-1], cost.dtype))
+    masses = tf.cast(masses, cost.dtype)
+    points = cost.shape[axis : axis + 1 or None]
+    full = cost.shape[:-2].concatenate(points)
+    if not any(masses.shape.is_compatible_with(s) for s in (points, full)):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected masses of "
+            f"shape {full} or {points}. "
+            f"Received: {argument}.shape={masses.shape}"
+        )
+    return tf.broadcast_to(tf.stop_gradient(masses), shape)

@@ -1,51 +1,43 @@
-"""Relaxed earth mover's distance: each side goes to its nearest."""
+"""The relaxed earth mover's distance: a bound without a solver."""
 
 import tensorflow as tf
 
-from tfkd.precision import at_least_float32
-from tfkd.transport.plan import uniform_if_none
+from tfkd.transport.plan import check_problem, min_where
 
 
 def relaxed_emd(cost, *, a=None, b=None):
-    """The larger of the two transports that heed one marginal only.
+    """Lower bound of the optimal transport cost, by dropping constraints.
 
     Formula: `max(sum_i a_i min_j C_ij, sum_j b_j min_i C_ij)`
 
-    A lower bound of the optimal cost. Points without mass are nobody's
-    nearest.
+    Either sum is the optimal cost where only one side's masses must be met.
+    A point without mass is nobody's nearest.
 
     Args:
-        cost: `[..., n, m]`, in any unit.
-        a: Masses of the rows, `[..., n]`, >= 0 with sum 1; None: uniform.
-        b: Masses of the columns, `[..., m]`, likewise.
+        cost: `C`, `[..., n, m]`, finite.
+        a: Masses of the rows, `[n]` or `[..., n]`, non-negative, with sum
+            one; or all zero, for a value of zero. None: `1 / n` each.
+        b: The same for the columns, `[m]` or `[..., m]`.
 
     Returns:
-        `[...]`, in cost units; 0 where a side has no mass at all.
+        Tensor `[...]`, in units of the cost. The gradient goes to each
+        point's nearest, in equal parts where several are; none goes to the
+        masses.
 
     Raises:
-        ValueError: If a mass is given for another number of points.
+        ValueError: If the shapes do not fit.
 
     Example:
 
-    >>> float(relaxed_emd([[0.0, 4.0], [1.0, 2.0]]))
-    1.0
+    >>> float(relaxed_emd([[0.0, 1.0], [0.0, 1.0]]))
+    0.5
 
-    Reference: Lohit & Jones 2020, equations 5 to 8; Kusner et al. 2015.
+    Reference: Kusner et al. 2015; Lohit & Jones 2020, equation 8.
     """
-    cost = at_least_float32(cost)
-    a = uniform_if_none(a, cost, -2)
-    b = uniform_if_none(b, cost, -1)
-    rows = _nearest(cost, b[..., None, :] > 0, axis=-1)  # [..., n]
-    columns = _nearest(cost, a[..., :, None] > 0, axis=-2)  # [..., m]
+    cost, a, b = check_problem(cost, a, b)
+    to_columns = min_where(cost, b[..., None, :] > 0, axis=-1)  # [..., n]
+    to_rows = min_where(cost, a[..., :, None] > 0, axis=-2)  # [..., m]
     return tf.maximum(
-        tf.reduce_sum(a * rows, axis=-1), tf.reduce_sum(b * columns, axis=-1)
-    )
-
-
-def _nearest(cost, reachable, axis):
-    """Smallest cost to a reachable point; 0 where there is none."""
-    far = tf.where(reachable, cost, tf.constant(cost.dtype.max, cost.dtype))
-    nearest = tf.reduce_min(far, axis=axis)
-    return tf.where(
-        tf.reduce_any(reachable, axis=axis), nearest, tf.zeros_like(nearest)
+        tf.reduce_sum(a * to_columns, axis=-1),
+        tf.reduce_sum(b * to_rows, axis=-1),
     )
