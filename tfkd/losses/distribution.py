@@ -88,7 +88,7 @@ class DistributionLoss(keras.losses.Loss):
                 sample_weight,
             )
             values = tf.fill(tf.shape(weights), value)
-            reduce = _Reduction(reduction=self.reduction, dtype=self.dtype)
+            reduce = Reduction(self.name, self.reduction, self.dtype)
             return reduce(values, values, sample_weight=weights)
 
     def get_config(self):
@@ -110,10 +110,11 @@ class DistributionLoss(keras.losses.Loss):
         return self.distance(y_true, y_pred, masses), weights
 
 
-class _Reduction(keras.losses.Loss):
+class Reduction(keras.losses.Loss):
     """A loss whose values are its predictions: nothing but the reduction."""
 
     def call(self, y_true, y_pred):
+        """The predictions."""
         return y_pred
 
 

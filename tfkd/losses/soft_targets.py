@@ -79,12 +79,22 @@ class SoftTargets(keras.losses.Loss):
         y_true, y_pred = comparable(y_true, y_pred)
         log_teacher = tf.nn.log_softmax(y_true / self.temperature)
         log_student = tf.nn.log_softmax(y_pred / self.temperature)
-        teacher = tf.exp(log_teacher)
-        # p log p is 0 at p = 0; as a product it is NaN if both networks
-        # exclude the class.
-        excess = tf.where(teacher == 0, 0.0, log_teacher - log_student)
-        divergence = tf.reduce_sum(teacher * excess, axis=-1)
-        return self.temperature**2 * divergence
+        teacher, student = tf.exp(log_teacher), tf.exp(log_student)
+        # Where the teacher excludes a class there is no log to compare; if
+        # the student does too, the difference is not a number.
+        possible = tf.math.is_finite(log_teacher)
+        excess = tf.where(possible, log_teacher - log_student, 0.0)
+        # Both probabilities sum to 1, so p d and p d + q - p have one sum.
+        # The terms of the second are >= 0 and, near the teacher, of second
+        # order in d, where those of the first would cancel out.
+        near = possible & (tf.abs(excess) < 1.0)
+        small = tf.where(near, excess, 0.0)
+        terms = tf.where(
+            near,
+            teacher * (small + tf.math.expm1(-small)),
+            teacher * excess + student - teacher,
+        )
+        return self.temperature**2 * tf.reduce_sum(terms, axis=-1)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""
