@@ -258,7 +258,7 @@ def test_the_whole_step_has_exact_second_order_gradients(
 
     def loss_at(step):
         move_to(step)
-        observed = distiller._observe_teacher(x, labels)
+        observed = distiller._observe_teacher(x, labels, True)
         value, _ = distiller._step_loss(x, labels, None, observed, True)
         return value.numpy()
 

@@ -38,8 +38,12 @@ class Trace:
         labels: The labels of the batch, for those who ask for them.
         differentiable: Whether `input_gradient` will be called. The inputs
             must be floating then.
+        freeze_statistics: Whether `input_gradient` takes the means and
+            variances over the batch for constants. Gradients with respect
+            to weights go through them all the same.
 
     Attributes:
+        inputs: The batch, as tensors.
         outputs: What `model` returned, in its own dtype.
         labels: As given.
 
@@ -65,19 +69,22 @@ class Trace:
         training=False,
         labels=None,
         differentiable=False,
+        freeze_statistics=False,
     ):
         self.labels = labels
-        self._inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        self.inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        self._model = model
         self._features = {}
         self._tape = None
         self._scale = _FLOAT16_SCALE if _computes_in_float16(model) else 1.0
         if differentiable:
-            _require_floating(model, self._inputs)
+            _require_floating(model, self.inputs)
             self._tape = tf.GradientTape(
                 persistent=True, watch_accessed_variables=False
             )
-            with exact_moments(), self._tape:
-                self._tape.watch(self._inputs)
+            frozen = self._tape if freeze_statistics else None
+            with exact_moments(frozen), self._tape:
+                self._tape.watch(self.inputs)
                 self._run(model, layers, training)
         else:
             self._run(model, layers, training)
@@ -85,6 +92,21 @@ class Trace:
     def __getitem__(self, layer):
         """The output of a kept layer; of the whole model for None."""
         return self.outputs if layer is None else self._features[layer]
+
+    def again(self, inputs, *, labels=None, differentiable=False):
+        """An inference-mode trace of the same network over other inputs.
+
+        Args:
+            inputs: As of `Trace`.
+            labels: As of `Trace`.
+            differentiable: As of `Trace`.
+
+        Returns:
+            A `Trace` that keeps no layers.
+        """
+        return Trace(
+            self._model, inputs, labels=labels, differentiable=differentiable
+        )
 
     def input_gradient(self, fn):
         """Gradient of one scalar per example with respect to the input.
@@ -104,7 +126,7 @@ class Trace:
             scalars = at_least_float32(fn(self)) * self._scale  # [batch]
         gradients = self._tape.gradient(
             scalars,
-            self._inputs,
+            self.inputs,
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return keras.tree.map_structure(
@@ -119,7 +141,7 @@ class Trace:
                 name: taps.enter_context(_tap(layer))
                 for name, layer in found.items()
             }
-            self.outputs = model(self._inputs, training=training)
+            self.outputs = model(self.inputs, training=training)
         for name, outputs in calls.items():
             if len(outputs) != 1:
                 raise ValueError(
@@ -243,10 +265,11 @@ class _ExactMoments:
     lock = threading.Lock()
     depth = 0
     original = None
+    frozen = threading.local()  # .tape: for which statistics are constants
 
 
 @contextlib.contextmanager
-def exact_moments():
+def exact_moments(frozen=None):
     """Makes normalisation layers traced inside exact at second order.
 
     Keras takes batch, layer and group variances around a mean whose gradient
@@ -254,6 +277,10 @@ def exact_moments():
     zero; the second does, by up to the size of the gradient itself. Inside
     this context the same layers of any model use variances that can be
     differentiated twice.
+
+    Args:
+        frozen: A tape that shall not see how statistics over the batch (not
+            those within an example) come about, or None.
 
     Raises:
         RuntimeError: If this version of Keras keeps its moments elsewhere.
@@ -271,9 +298,12 @@ def exact_moments():
             _ExactMoments.original = nn._compute_moments
             nn._compute_moments = _moments
         _ExactMoments.depth += 1
+    outer = getattr(_ExactMoments.frozen, "tape", None)
+    _ExactMoments.frozen.tape = frozen
     try:
         yield
     finally:
+        _ExactMoments.frozen.tape = outer
         with _ExactMoments.lock:
             _ExactMoments.depth -= 1
             if _ExactMoments.depth == 0:
@@ -282,6 +312,14 @@ def exact_moments():
 
 def _moments(x, axes, keepdims):
     """Mean and variance of `x` over `axes`, differentiable twice."""
+    tape = getattr(_ExactMoments.frozen, "tape", None)
+    if tape is not None and 0 in axes:
+        with tape.stop_recording():
+            return _plain_moments(x, axes, keepdims)
+    return _plain_moments(x, axes, keepdims)
+
+
+def _plain_moments(x, axes, keepdims):
     mean = tf.reduce_mean(x, axes, keepdims=True)
     variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
     return mean if keepdims else tf.squeeze(mean, axes), variance

@@ -93,16 +93,12 @@ class StudentTrainer(keras.Model):
             match.bind(student=ours, teacher=theirs)
         self._networks.student_outline = ours
         self._networks.teacher_outline = theirs
-        self._differentiable = {
-            m.student_pass for m in self.matches if m.needs_input_gradient
-        }
-        self._teacher_differentiable = any(
-            m.needs_input_gradient and m.needs_teacher for m in self.matches
-        )
-        self._student_passes = {
-            "training",
-            *(m.student_pass for m in self.matches),
-        }
+        shared = [m for m in self.matches if not m.has_own_pass]
+        wanted = [m for m in shared if m.needs_input_gradient]
+        self._differentiable = {m.student_pass for m in wanted}
+        self._teacher_differentiable = any(m.needs_teacher for m in wanted)
+        self._student_passes = {"training", *(m.student_pass for m in shared)}
+        self._freezes = _one_kind_of_statistics(wanted)
         if self._approximate_op():
             self.supports_jit = False
 
@@ -111,7 +107,7 @@ class StudentTrainer(keras.Model):
 
     def _approximate_op(self):
         """An operation whose Jacobian XLA would only approximate, or None."""
-        if self._differentiable:
+        if any(match.needs_input_gradient for match in self.matches):
             for op in _APPROXIMATE_UNDER_XLA:
                 if op in self._networks.student_outline.ops:
                     return op
@@ -205,7 +201,7 @@ class StudentTrainer(keras.Model):
     def train_step(self, data):
         """One step of training on one batch."""
         x, y, sample_weight = self._unpack(data)
-        observed = self._observe_teacher(x, y)
+        observed = self._observe_teacher(x, y, training=True)
         with tf.GradientTape() as tape:
             loss, outputs = self._step_loss(
                 x, y, sample_weight, observed, training=True
@@ -224,7 +220,7 @@ class StudentTrainer(keras.Model):
     def test_step(self, data):
         """One step of evaluation on one batch."""
         x, y, sample_weight = self._unpack(data)
-        observed = self._observe_teacher(x, y)
+        observed = self._observe_teacher(x, y, training=False)
         _, outputs = self._step_loss(
             x, y, sample_weight, observed, training=False
         )
@@ -247,7 +243,7 @@ class StudentTrainer(keras.Model):
                 x = keras.tree.map_structure(tf.identity, x)
         return x, y, sample_weight
 
-    def _observe_teacher(self, x, y):
+    def _observe_teacher(self, x, y, training):
         """What the matches keep of the teacher, as constants."""
         if not any(match.needs_teacher for match in self.matches):
             return [None] * len(self.matches)
@@ -259,7 +255,9 @@ class StudentTrainer(keras.Model):
             differentiable=self._teacher_differentiable,
         )
         return [
-            keras.tree.map_structure(tf.stop_gradient, match.observe(trace))
+            keras.tree.map_structure(
+                tf.stop_gradient, match.observe(trace, training=training)
+            )
             if match.needs_teacher
             else None
             for match in self.matches
@@ -286,22 +284,31 @@ class StudentTrainer(keras.Model):
                 training=name == "training",
                 labels=y,
                 differentiable=name in self._differentiable,
+                freeze_statistics=name == "training" and self._freezes,
             )
             for name in sorted(self._student_passes)
         }
 
     def _step_loss(self, x, y, sample_weight, observed, training):
         """The total loss and the student's outputs; updates the metrics."""
+        own = [
+            match.trace_student(self.student, x, y, seen)
+            if match.has_own_pass
+            else None
+            for match, seen in zip(self.matches, observed, strict=True)
+        ]
         traces = self._trace_student(x, y, training)
         outputs = traces["training"].outputs
         values = [
             match.value(
-                traces[match.student_pass],
+                trace or traces[match.student_pass],
                 seen,
                 sample_weight=_single_weight(sample_weight, match),
                 training=training,
             )
-            for match, seen in zip(self.matches, observed, strict=True)
+            for match, trace, seen in zip(
+                self.matches, own, observed, strict=True
+            )
         ]
         step = self.optimizer.iterations if self.optimizer else tf.constant(0)
         added = self._added_losses()
@@ -569,6 +576,31 @@ def _unique_names(matches):
             name = f"{match.name}_{count}"
         names.append(name)
     return names
+
+
+def _one_kind_of_statistics(matches):
+    """Whether the training pass freezes batch statistics for its gradients.
+
+    Args:
+        matches: Those that want an input gradient of a shared pass.
+
+    Returns:
+        A bool.
+
+    Raises:
+        ValueError: If some want them frozen and some do not.
+    """
+    kinds = {
+        match.freezes_statistics
+        for match in matches
+        if match.student_pass == "training"
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            'Matches with batch_statistics="batch" and "frozen" cannot share '
+            "one training pass. Give all of them the same."
+        )
+    return kinds == {True}
 
 
 def _require_disjoint(student, teacher):

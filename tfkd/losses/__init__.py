@@ -1,13 +1,17 @@
 """How two signals are compared: losses of teacher and student tensors."""
 
+from tfkd.losses.attention_transfer import AttentionTransfer
 from tfkd.losses.distribution import DistributionLoss
+from tfkd.losses.jacobian_cross_entropy import JacobianCrossEntropy
 from tfkd.losses.optimal_transport import OptimalTransport
 from tfkd.losses.relaxed_earth_mover import RelaxedEarthMover
 from tfkd.losses.soft_targets import SoftTargets
 from tfkd.losses.squared_error import NormalizedSquaredError, SquaredError
 
 __all__ = [
+    "AttentionTransfer",
     "DistributionLoss",
+    "JacobianCrossEntropy",
     "NormalizedSquaredError",
     "OptimalTransport",
     "RelaxedEarthMover",

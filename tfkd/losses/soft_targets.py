@@ -51,17 +51,7 @@ class SoftTargets(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if (
-            not isinstance(temperature, numbers.Real)
-            or isinstance(temperature, bool)
-            or not math.isfinite(temperature)
-            or temperature <= 0
-        ):
-            raise ValueError(
-                "Invalid value for argument `temperature`. Expected a finite "
-                f"number > 0. Received: temperature={temperature!r}"
-            )
-        self.temperature = float(temperature)
+        self.temperature = check_temperature(temperature)
 
     def call(self, y_true, y_pred):
         """Divergence of each prediction.
@@ -103,3 +93,28 @@ class SoftTargets(keras.losses.Loss):
             "temperature": self.temperature,
             "dtype": self.dtype,
         }
+
+
+def check_temperature(temperature):
+    """`temperature` as a float, if it is a finite number > 0.
+
+    Args:
+        temperature: Anything.
+
+    Returns:
+        A float.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if (
+        not isinstance(temperature, numbers.Real)
+        or isinstance(temperature, bool)
+        or not math.isfinite(temperature)
+        or temperature <= 0
+    ):
+        raise ValueError(
+            "Invalid value for argument `temperature`. Expected a finite "
+            f"number > 0. Received: temperature={temperature!r}"
+        )
+    return float(temperature)

@@ -31,6 +31,9 @@ class BaseMatch(keras.layers.Layer):
         needs_labels: Whether labels must be there.
         needs_input_gradient: Whether traces are to be differentiable.
         student_pass: "training" or "inference", the student's pass it reads.
+        freezes_statistics: Whether it wants the input gradient of that pass
+            with batch statistics for constants.
+        has_own_pass: Whether it reads a pass of its own (`trace_student`).
         student_layers, teacher_layers: Names of the layers it reads.
 
     Raises:
@@ -41,6 +44,8 @@ class BaseMatch(keras.layers.Layer):
     needs_labels = False
     needs_input_gradient = False
     student_pass = "training"
+    freezes_statistics = False
+    has_own_pass = False
     student_layers = ()
     teacher_layers = ()
 
@@ -62,16 +67,32 @@ class BaseMatch(keras.layers.Layer):
         """
         self.built = True
 
-    def observe(self, teacher):
+    def observe(self, teacher, *, training=False):
         """What is kept of the teacher's trace: constants for `value`.
 
         Args:
             teacher: The teacher's `Trace`, of an inference pass.
+            training: Whether this is a step of training. In evaluation
+                nothing may change, not even the seed of a random choice.
 
         Returns:
             Structure of tensors; no gradient will flow into them.
         """
         return {name: teacher[name] for name in self.teacher_layers}
+
+    def trace_student(self, model, inputs, labels, observed):
+        """The pass of its own, if `has_own_pass`, in inference mode.
+
+        Args:
+            model: The student.
+            inputs: The batch.
+            labels: Its labels.
+            observed: What `observe` returned, or None.
+
+        Returns:
+            A `Trace`.
+        """
+        raise NotImplementedError
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """The unweighted value of the term.

@@ -1,13 +1,21 @@
-"""JacobianMatch: the derivatives of the outputs with respect to the input."""
+"""Matches of input gradients: Jacobians, their norm, and input noise."""
+
+import math
+import numbers
 
 import keras
 import tensorflow as tf
 
 from tfkd.losses import SquaredError
-from tfkd.matches.base import BaseMatch, reduce_values
-from tfkd.matches.match import as_loss, describe_loss
+from tfkd.matches.base import BaseMatch, example_weights, reduce_values
+from tfkd.matches.match import (
+    as_loss,
+    describe_loss,
+    loss_name,
+    refuse_probabilities,
+)
 from tfkd.precision import at_least_float32
-from tfkd.trace import Signal
+from tfkd.trace import Signal, Trace
 
 # What TensorFlow cannot differentiate twice: the first drops the second
 # order without a word, the others raise in the middle of a training step.
@@ -21,95 +29,76 @@ _WITHOUT_SECOND_ORDER = (
     "LRN",
     "Softsign",
 )
+_STATISTICS = ("moving", "frozen", "batch")
 
 
-@keras.saving.register_keras_serializable("tfkd")
-class JacobianMatch(BaseMatch):
-    """Matches the Jacobians of two networks' outputs.
-
-    Formula: mean over the batch of `loss(dT/dx, dS/dx)`; with the default
-    loss `sum_i |dT_i/dx - dS_i/dx|^2`, summed over the input's entries and
-    over the outputs i that `of` names.
-
-    Both networks are differentiated with respect to the same input, in the
-    units of the data pipeline. The teacher's Jacobian is a constant; the
-    student's is differentiated once more with respect to its weights,
-    exactly, through any normalisation of the user's model.
+class InputGradientMatch(BaseMatch):
+    """What matches of input gradients share: outputs, directions, pass.
 
     Args:
-        loss: As of `Match`; receives `[batch, inputs]`, or
-            `[batch, outputs, inputs]` with `of="all"`, in output units per
-            input unit. Default: `SquaredError`.
-        of: Which outputs. "label": the example's true class, from sparse
-            `[batch]` or `[batch, 1]` or one-hot `[batch, classes]` labels;
-            "top": the teacher's largest output, without labels; "all": every
-            output, at the price of one backward pass each.
+        of: "label", "top" or "all"; ignored with `num_projections`.
+        num_projections: Number of random directions in output space, or
+            None.
+        batch_statistics: "moving", "frozen" or "batch".
+        fraction: Part of the batch, in (0, 1].
+        seed: Of the random directions.
         weight: As of `BaseMatch`.
-        batch_statistics: "moving": the student's Jacobian comes from one
-            inference-mode pass of its own, where BatchNormalization uses its
-            moving statistics, so that it is each example's own (a student
-            without layers that act differently in training needs no such
-            pass). "batch": the gradient of the batch's sum in the training
-            pass, where each example also acts on the others through the
-            batch statistics.
-        name: Name of the term and of its metric.
+        name: As of `BaseMatch`.
 
     Raises:
-        ValueError: On construction, if an argument is invalid. When bound,
-            if the outputs are not `[batch, classes]` with equal classes, the
-            input is not floating, or the student has an operation without
-            second-order gradient. In a step, if a label is out of range
-            (`tf.errors.InvalidArgumentError`; not under XLA).
-
-    Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.
+        ValueError: If an argument is invalid.
     """
 
     needs_input_gradient = True
 
     def __init__(
         self,
-        loss=None,
         *,
         of="label",
-        weight=1.0,
+        num_projections=None,
         batch_statistics="moving",
+        fraction=1.0,
+        seed=0,
+        weight=1.0,
         name=None,
     ):
         super().__init__(weight=weight, name=name)
-        self.loss = as_loss(SquaredError() if loss is None else loss)
         self.of = _one_of(of, ("label", "top", "all"), "of")
+        self.num_projections = _count_or_none(num_projections)
         self.batch_statistics = _one_of(
-            batch_statistics, ("moving", "batch"), "batch_statistics"
+            batch_statistics, _STATISTICS, "batch_statistics"
         )
+        self.fraction = _share(fraction)
+        if self.fraction < 1 and self.batch_statistics != "moving":
+            raise ValueError(
+                "A fraction of the batch needs a pass of its own, so "
+                'batch_statistics="moving". '
+                f"Received: batch_statistics={batch_statistics!r}"
+            )
+        self.seed = seed
+        self._seeds = keras.random.SeedGenerator(seed)
 
     @property
     def needs_labels(self):
         """Whether the true class is asked for."""
-        return self.of == "label"
+        return self.of == "label" and self.num_projections is None
+
+    @property
+    def freezes_statistics(self):
+        """As `BaseMatch.freezes_statistics`."""
+        return self.batch_statistics == "frozen"
+
+    @property
+    def has_own_pass(self):
+        """Whether only a part of the batch is looked at."""
+        return self.fraction < 1
 
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; decides which pass of the student it reads."""
         for outline in (student, teacher):
-            signal = outline.signals[None]
-            if not isinstance(signal, Signal) or len(signal.shape) != 2:
-                raise ValueError(
-                    "JacobianMatch compares outputs of shape [batch, "
-                    f"classes]. Received: '{outline.name}' with {signal}"
-                )
-            for spec in keras.tree.flatten(outline.inputs):
-                if not spec.dtype.is_floating:
-                    raise ValueError(
-                        "JacobianMatch needs a floating input. Received: "
-                        f"'{outline.name}' takes {spec.dtype.name}"
-                    )
+            if outline is not None:
+                _require_classes(outline, type(self).__name__)
         self._classes = student.signals[None].shape[-1]
-        if self._classes != teacher.signals[None].shape[-1]:
-            raise ValueError(
-                "JacobianMatch needs as many outputs of the student as of "
-                f"the teacher. Received: '{student.name}' with "
-                f"{self._classes}, '{teacher.name}' with "
-                f"{teacher.signals[None].shape[-1]}"
-            )
         for op in _WITHOUT_SECOND_ORDER:
             if op in student.ops:
                 raise ValueError(
@@ -122,76 +111,467 @@ class JacobianMatch(BaseMatch):
         self.student_pass = "inference" if own_pass else "training"
         super().bind(student=student, teacher=teacher)
 
-    def observe(self, teacher):
-        """The outputs looked at (a selection or None) and the Jacobian."""
-        selection = None
+    def trace_student(self, model, inputs, labels, observed):
+        """The part of the batch, in inference mode."""
+        return Trace(model, self._part(inputs), differentiable=True)
+
+    def _part(self, batch):
+        """The first examples of a structure `[batch, ...]`."""
+        if self.fraction == 1 or batch is None:
+            return batch
+        size = tf.shape(keras.tree.flatten(batch)[0])[0]
+        share = tf.cast(size, tf.float32) * self.fraction
+        count = tf.cast(tf.math.ceil(share), tf.int32)
+        return keras.tree.map_structure(lambda t: t[:count], batch)
+
+    def _selection(self, outputs, labels, training):
+        """Which combinations of the outputs are differentiated.
+
+        Args:
+            outputs: `[batch, classes]`, whose largest is "top".
+            labels: The labels of the batch.
+            training: Whether new directions are to be drawn.
+
+        Returns:
+            `[batch, combinations, classes]`, or None for every output.
+        """
+        if self.num_projections is not None:
+            seed = draw_seed(self._seeds, self.seed, training)
+            shape = [tf.shape(outputs)[0], self.num_projections, self._classes]
+            signs = tf.random.stateless_uniform(shape, seed) < 0.5
+            signs = tf.where(signs, -1.0, 1.0)
+            return signs / math.sqrt(self.num_projections)
+        if self.of == "all":
+            return None
         if self.of == "label":
-            selection = _true_class(teacher.labels, self._classes)
-        elif self.of == "top":
-            selection = tf.one_hot(
-                tf.argmax(teacher.outputs, axis=-1), self._classes
+            chosen = _true_class(labels, self._classes)
+        else:
+            chosen = tf.one_hot(tf.argmax(outputs, axis=-1), self._classes)
+        return chosen[:, None, :]
+
+    def _jacobian(self, trace, selection, scalars):
+        """`[batch, combinations, inputs]`, in units of the scalars.
+
+        Args:
+            trace: A differentiable `Trace`.
+            selection: As `_selection` returns.
+            scalars: Function of the trace that returns `[batch, classes]`.
+        """
+        if selection is None:
+            functions = [
+                lambda trace, i=i: scalars(trace)[:, i]
+                for i in range(self._classes)
+            ]
+        else:
+            functions = [
+                lambda trace, i=i: tf.reduce_sum(
+                    tf.cast(selection[:, i], scalars(trace).dtype)
+                    * scalars(trace),
+                    axis=-1,
+                )
+                for i in range(selection.shape[1])
+            ]
+        return tf.stack([_gradient(trace, fn) for fn in functions], axis=1)
+
+    def _reduce(self, values, reduction, sample_weight):
+        weights = self._part(example_weights(sample_weight))
+        return reduce_values(
+            at_least_float32(values),
+            reduction=reduction,
+            sample_weight=weights,
+        )
+
+    @property
+    def where(self):
+        """Which input gradient."""
+        outputs = {
+            "label": "true class",
+            "top": "top output",
+            "all": "all outputs",
+        }[self.of]
+        if self.num_projections is not None:
+            outputs = f"{self.num_projections} random projections"
+        part = f", {self.fraction:g} of the batch" * (self.fraction < 1)
+        return f"input gradient of {outputs}{part}"
+
+    @property
+    def passes(self):
+        """Backward passes to the input, and a forward pass if one is added."""
+        count = self.num_projections or (
+            self._classes if self.of == "all" else 1
+        )
+        own = self.student_pass == "inference" or self.has_own_pass
+        extra = "1 forward, " if own else ""
+        teacher = f"; teacher {count} backward" if self.needs_teacher else ""
+        return f"student {extra}{count} backward{teacher}"
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {
+            **super().get_config(),
+            "of": self.of,
+            "num_projections": self.num_projections,
+            "batch_statistics": self.batch_statistics,
+            "fraction": self.fraction,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable("tfkd")
+class JacobianMatch(InputGradientMatch):
+    """Matches the Jacobians of two networks' outputs.
+
+    Formula: mean over the batch of `loss(dT/dx, dS/dx)`; with the default
+    loss `sum_i |dT_i/dx - dS_i/dx|^2`, summed over the input's entries and
+    over the outputs i that `of` names.
+
+    Both networks are differentiated with respect to the same input, in the
+    units of the data pipeline; a teacher that wants its images in another
+    size or normalisation is wrapped in a model that begins with it. The
+    teacher's Jacobian is a constant; the student's is differentiated once
+    more with respect to its weights, exactly, through any normalisation of
+    the user's model.
+
+    Args:
+        loss: As of `Match`; receives `[batch, outputs, inputs]` in output
+            units per input unit, where outputs is 1 for "label" and "top".
+            A loss with an attribute `log_probabilities`
+            (`tfkd.losses.JacobianCrossEntropy`) receives the gradients of
+            log-probabilities instead, times the root of the teacher's
+            probability. Default: `SquaredError`.
+        of: Which outputs. "label": the example's true class, from sparse
+            `[batch]` or `[batch, 1]` or one-hot `[batch, classes]` labels;
+            "top": the teacher's largest output, without labels; "all": every
+            output, at the price of one backward pass each.
+        num_projections: Instead of `of`: this many random combinations of
+            all outputs, with signs drawn anew in each step and for each
+            example. Their mean has the expectation of "all", for squared
+            errors, at the price of "label" each.
+        batch_statistics: What BatchNormalization divides by while the
+            student is differentiated. "moving": its moving statistics, in
+            one inference-mode pass, so that a Jacobian is each example's own
+            (a student without layers that act differently in training needs
+            no such pass). "frozen": those of the batch in the training pass,
+            taken for constants; each example's own, too, but of a function
+            that changes with the batch, dropout included. "batch": the
+            gradient of the batch's sum in the training pass, where each
+            example also acts on the others through the statistics.
+        fraction: Part of the batch that is differentiated, its first
+            examples, in (0, 1]. Needs "moving"; takes a pass of its own over
+            that part, of the teacher too.
+        seed: Of the random projections.
+        weight: As of `BaseMatch`.
+        name: Name of the term and of its metric.
+
+    Raises:
+        ValueError: On construction, if an argument is invalid. When bound,
+            if the outputs are not `[batch, classes]` with equal classes, the
+            input is not floating, or the student has an operation without
+            second-order gradient. In a step, if a label is out of range
+            (`tf.errors.InvalidArgumentError`; not under XLA).
+
+    Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.
+    """
+
+    def __init__(self, loss=None, **kwargs):
+        super().__init__(**kwargs)
+        self.loss = as_loss(SquaredError() if loss is None else loss)
+
+    def bind(self, *, student, teacher):
+        """As `BaseMatch.bind`; decides which pass of the student it reads."""
+        super().bind(student=student, teacher=teacher)
+        ours, theirs = student.signals[None], teacher.signals[None]
+        if ours.shape[-1] != theirs.shape[-1]:
+            raise ValueError(
+                "JacobianMatch needs as many outputs of the student as of "
+                f"the teacher. Received: '{student.name}' with "
+                f"{ours.shape[-1]}, '{teacher.name}' with {theirs.shape[-1]}"
             )
-        observed = {"jacobian": self._jacobian(teacher, selection)}
+        if self._is_of_log_probabilities:
+            refuse_probabilities(self.loss, student, ours)
+            refuse_probabilities(self.loss, teacher, theirs)
+
+    def observe(self, teacher, *, training=False):
+        """The combinations looked at, their scale, and the Jacobian."""
+        labels = self._part(teacher.labels)
+        if self.has_own_pass:
+            inputs = self._part(teacher.inputs)
+            teacher = teacher.again(inputs, differentiable=True)
+        outputs = at_least_float32(teacher.outputs)
+        observed = {}
+        selection = self._selection(outputs, labels, training)
         if selection is not None:
-            observed["selection"] = selection  # [batch, classes]
+            observed["selection"] = selection
+        if self._is_of_log_probabilities:
+            probabilities = tf.nn.softmax(outputs / self.loss.temperature)
+            observed["scale"] = tf.sqrt(probabilities)
+        observed["jacobian"] = self._jacobian(
+            teacher, selection, self._scalars(observed)
+        )
         return observed
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`."""
-        jacobian = self._jacobian(student, observed.get("selection"))
-        values = self.loss.call(observed["jacobian"], jacobian)
-        return reduce_values(
-            at_least_float32(values),
-            reduction=self.loss.reduction,
-            sample_weight=sample_weight,
+        jacobian = self._jacobian(
+            student, observed.get("selection"), self._scalars(observed)
         )
-
-    def _jacobian(self, trace, selection):
-        """`[batch, inputs]`, or `[batch, outputs, inputs]` for all."""
-        if selection is not None:
-            return _gradient(
-                trace,
-                lambda trace: tf.reduce_sum(
-                    tf.cast(selection, trace.outputs.dtype) * trace.outputs,
-                    axis=-1,
-                ),
-            )
-        rows = [
-            _gradient(trace, lambda trace, i=i: trace.outputs[:, i])
-            for i in range(self._classes)
-        ]
-        return tf.stack(rows, axis=1)
+        values = self.loss.call(observed["jacobian"], jacobian)
+        return self._reduce(values, self.loss.reduction, sample_weight)
 
     @property
-    def where(self):
-        """Which Jacobian."""
-        outputs = {
-            "label": "true class",
-            "top": "teacher's top output",
-            "all": "all outputs",
-        }
-        return f"input gradient of {outputs[self.of]}"
+    def _is_of_log_probabilities(self):
+        return getattr(self.loss, "log_probabilities", False)
+
+    def _scalars(self, observed):
+        """Function of a trace that returns what is differentiated."""
+        if not self._is_of_log_probabilities:
+            return lambda trace: trace.outputs
+        return lambda trace: (
+            observed["scale"]
+            * tf.nn.log_softmax(
+                at_least_float32(trace.outputs) / self.loss.temperature
+            )
+        )
 
     @property
     def how(self):
         """The loss and the statistics."""
         return f"{describe_loss(self.loss)}, {self.batch_statistics} statistics"
 
-    @property
-    def passes(self):
-        """Backward passes to the input, and a forward pass if one is added."""
-        count = self._classes if self.of == "all" else 1
-        extra = "1 forward, " if self.student_pass == "inference" else ""
-        return f"student {extra}{count} backward; teacher {count} backward"
-
     def get_config(self):
         """As `BaseMatch.get_config`."""
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "of": self.of,
-            "batch_statistics": self.batch_statistics,
         }
+
+
+@keras.saving.register_keras_serializable("tfkd")
+class JacobianPenalty(InputGradientMatch):
+    """Penalises the student's own Jacobian: robustness to input noise.
+
+    Needs no teacher: `Distiller(student=..., matches=[JacobianPenalty()])`.
+
+    Formulas, for Gaussian input noise of variance s^2, each divided by s^2:
+
+    - "squared_error": `sum_i |dS_i|^2` over the outputs i that `of` names;
+      what the noise adds to the squared error with the labels.
+    - "cross_entropy": `1/2 sum_i p_i |d log p_i|^2` with p the softmax of
+      the outputs, which is half the variance of the outputs' gradients under
+      p; what it adds to the cross-entropy with any labels, exactly, where
+      the outputs are linear in the input.
+    - "printed_cross_entropy": `|d log p_y|^2` for the true class y. The
+      paper prints this; it is twice too large and lacks the term that makes
+      the true one independent of the label.
+
+    Args:
+        form: One of the three above. "cross_entropy" is of all outputs, the
+            printed form of the label.
+        of: With "squared_error": "label", "top" (the student's largest) or
+            "all".
+        num_projections: As of `JacobianMatch`; of the first two forms.
+        batch_statistics: As of `JacobianMatch`.
+        fraction: As of `JacobianMatch`.
+        seed: As of `JacobianMatch`.
+        weight: As of `BaseMatch`: s^2 in squared input units.
+        name: Name of the term and of its metric.
+
+    Raises:
+        ValueError: As of `JacobianMatch`.
+
+    Reference: Srinivas & Fleuret 2018, proposition 2 and equation 3,
+    corrected; Drucker & LeCun 1992.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, form="squared_error", *, of=None, **kwargs):
+        forms = ("squared_error", "cross_entropy", "printed_cross_entropy")
+        _one_of(form, forms, "form")
+        fixed = {"cross_entropy": "all", "printed_cross_entropy": "label"}
+        default = fixed.get(form, "label")
+        if of is not None and form in fixed and of != default:
+            raise ValueError(
+                f'JacobianPenalty("{form}") is of="{default}". '
+                f"Received: of={of!r}"
+            )
+        super().__init__(of=of or default, **kwargs)
+        if form == "printed_cross_entropy" and self.num_projections:
+            raise ValueError(
+                'JacobianPenalty("printed_cross_entropy") is of the label '
+                "and takes no random projections."
+            )
+        self.form = form
+
+    def bind(self, *, student, teacher):
+        """As `BaseMatch.bind`."""
+        super().bind(student=student, teacher=None)
+        if self.form != "squared_error":
+            refuse_probabilities(self, student, student.signals[None])
+
+    def value(self, student, observed, *, sample_weight=None, training=False):
+        """As `BaseMatch.value`."""
+        # Made outside the tape over inputs, these are constants of the input
+        # gradient; gradients with respect to weights go through them.
+        outputs = at_least_float32(student.outputs)
+        scale = tf.ones_like(outputs)
+        if self.form == "cross_entropy":
+            scale = tf.exp(0.5 * tf.nn.log_softmax(outputs))
+        selection = self._selection(
+            tf.stop_gradient(outputs), student.labels, training
+        )
+
+        def scalars(trace):
+            if self.form == "squared_error":
+                return trace.outputs
+            logs = tf.nn.log_softmax(at_least_float32(trace.outputs))
+            return scale * logs
+
+        jacobian = self._jacobian(student, selection, scalars)
+        values = tf.reduce_sum(tf.square(jacobian), axis=[1, 2])
+        if self.form == "cross_entropy":
+            values = 0.5 * values
+        return self._reduce(values, "sum_over_batch_size", sample_weight)
+
+    def trace_student(self, model, inputs, labels, observed):
+        """The part of the batch, in inference mode, with its labels."""
+        return Trace(
+            model,
+            self._part(inputs),
+            labels=self._part(labels),
+            differentiable=True,
+        )
+
+    @property
+    def how(self):
+        """The form and the statistics."""
+        return f"{self.form} norm, {self.batch_statistics} statistics"
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {**super().get_config(), "form": self.form}
+
+
+@keras.saving.register_keras_serializable("tfkd")
+class InputNoiseMatch(BaseMatch):
+    """Compares the outputs of both networks on noisy inputs.
+
+    Formula: mean over the batch of `loss(T(x + s z), S(x + s z))`, with z
+    standard normal, drawn anew in each step, the same for both networks.
+
+    To second order in s this is the match of the outputs plus s^2 times the
+    match of the Jacobians (proposition 1), by sampling instead of
+    differentiating. Takes one more inference-mode forward pass of each
+    network.
+
+    Args:
+        stddev: s, in input units. Finite and > 0.
+        loss: As of `Match`. Default: `SquaredError`.
+        seed: Of the noise.
+        weight: As of `BaseMatch`.
+        name: Name of the term and of its metric.
+
+    Raises:
+        ValueError: If an argument is invalid, or, when bound, if the
+            networks' outputs or inputs cannot be compared so.
+
+    Reference: Srinivas & Fleuret 2018, figure 1, solution 1.
+    """
+
+    has_own_pass = True
+
+    def __init__(self, stddev, loss=None, *, seed=0, weight=1.0, name=None):
+        super().__init__(weight=weight, name=name)
+        if (
+            not isinstance(stddev, numbers.Real)
+            or isinstance(stddev, bool)
+            or not math.isfinite(stddev)
+            or stddev <= 0
+        ):
+            raise ValueError(
+                "Invalid value for argument `stddev`. Expected a finite "
+                f"number > 0. Received: stddev={stddev!r}"
+            )
+        self.stddev = float(stddev)
+        self.loss = as_loss(SquaredError() if loss is None else loss)
+        self.seed = seed
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def bind(self, *, student, teacher):
+        """As `BaseMatch.bind`."""
+        for outline in (student, teacher):
+            _require_classes(outline, "InputNoiseMatch")
+            if getattr(self.loss, "from_logits", False):
+                signal = outline.signals[None]
+                refuse_probabilities(self.loss, outline, signal)
+        super().bind(student=student, teacher=teacher)
+
+    def observe(self, teacher, *, training=False):
+        """The noisy inputs and the teacher's outputs on them."""
+        seed = draw_seed(self._seeds, self.seed, training)
+        noisy = []
+        for i, tensor in enumerate(keras.tree.flatten(teacher.inputs)):
+            noise = tf.random.stateless_normal(
+                tf.shape(tensor), seed + tf.constant([0, i]), dtype=tensor.dtype
+            )
+            noisy.append(tensor + self.stddev * noise)
+        inputs = keras.tree.pack_sequence_as(teacher.inputs, noisy)
+        return {"inputs": inputs, "outputs": teacher.again(inputs).outputs}
+
+    def trace_student(self, model, inputs, labels, observed):
+        """The student on the noisy inputs."""
+        return Trace(model, observed["inputs"])
+
+    def value(self, student, observed, *, sample_weight=None, training=False):
+        """As `BaseMatch.value`."""
+        values = self.loss.call(
+            at_least_float32(observed["outputs"]),
+            at_least_float32(student.outputs),
+        )
+        return reduce_values(
+            at_least_float32(values),
+            reduction=self.loss.reduction,
+            sample_weight=sample_weight,
+        )
+
+    @property
+    def where(self):
+        """Where the outputs are compared."""
+        return f"outputs, inputs + {self.stddev:g} noise"
+
+    @property
+    def how(self):
+        """The loss."""
+        return loss_name(self.loss)
+
+    @property
+    def passes(self):
+        """One more of each network."""
+        return "student 1 forward; teacher 1 forward"
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {
+            **super().get_config(),
+            "stddev": self.stddev,
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "seed": self.seed,
+        }
+
+
+def draw_seed(generator, seed, training):
+    """A seed for one step's random choices.
+
+    Args:
+        generator: A `keras.random.SeedGenerator`.
+        seed: The integer that it began with.
+        training: Whether to draw anew; in evaluation all steps are alike.
+
+    Returns:
+        `[2]`, int32.
+    """
+    drawn = generator.next() if training else [seed, 0]
+    return tf.cast(drawn, tf.int32)
 
 
 def _one_of(value, allowed, argument):
@@ -201,6 +581,46 @@ def _one_of(value, allowed, argument):
             f"{allowed}. Received: {argument}={value!r}"
         )
     return value
+
+
+def _count_or_none(count):
+    if count is not None and (
+        not isinstance(count, int) or isinstance(count, bool) or count < 1
+    ):
+        raise ValueError(
+            "Invalid value for argument `num_projections`. Expected an "
+            f"integer >= 1 or None. Received: num_projections={count!r}"
+        )
+    return count
+
+
+def _share(fraction):
+    if (
+        not isinstance(fraction, numbers.Real)
+        or isinstance(fraction, bool)
+        or not 0 < fraction <= 1
+    ):
+        raise ValueError(
+            "Invalid value for argument `fraction`. Expected a number in "
+            f"(0, 1]. Received: fraction={fraction!r}"
+        )
+    return fraction
+
+
+def _require_classes(outline, name):
+    """Raises unless a network maps floating inputs to `[batch, classes]`."""
+    signal = outline.signals[None]
+    if not isinstance(signal, Signal) or len(signal.shape) != 2:
+        raise ValueError(
+            f"{name} compares outputs of shape [batch, classes]. "
+            f"Received: '{outline.name}' with {signal}"
+        )
+    for spec in keras.tree.flatten(outline.inputs):
+        if not spec.dtype.is_floating:
+            raise ValueError(
+                f"{name} needs a floating input. Received: "
+                f"'{outline.name}' takes {spec.dtype.name}"
+            )
 
 
 def _gradient(trace, fn):

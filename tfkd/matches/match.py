@@ -113,7 +113,7 @@ class Match(BaseMatch):
             self._require_same_shapes(student.name, teacher.name, places)
         super().bind(student=student, teacher=teacher)
 
-    def observe(self, teacher):
+    def observe(self, teacher, *, training=False):
         """The raw signals of the teacher, one for each place."""
         return [teacher[name] for _, name in self.pairs]
 
