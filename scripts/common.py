@@ -21,9 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def quiet():
-    """Drops what C++ libraries write to stderr; Python's errors still come.
+    """Drops what is written to stderr; exceptions still come through.
 
-    TensorFlow says at import that it found no GPU, before any log level
+    TensorFlow tells at import that it found no GPU, before any log level
     applies. With `TF_CPP_MIN_LOG_LEVEL` in the environment nothing is
     dropped.
     """
@@ -54,13 +54,11 @@ with quiet():
 
 SAVED_MODELS = pathlib.Path(__file__).resolve().parents[1] / "saved_models"
 
-# Share of the steps after which the learning rate falls to a tenth.
-_DECAY_AT = 0.8
 # Validation during a run: often enough for a curve, at a small part of the
 # time.
 _EVALUATIONS = 12
 TIMING_BATCH = 128
-_TIMING_SECONDS = 1.0
+TIMING_SECONDS = 1.0
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -87,7 +85,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
 
@@ -111,7 +109,7 @@ class Parser(argparse.ArgumentParser):
             action="store_true",
             help="a tiny run of everything; changes the defaults to "
             + ", ".join(
-                f"--{key.replace('_', '-')} {str(value).strip('[]')}"
+                f"{key.replace('_', '-')} {str(value).strip('[]')}"
                 for key, value in smoke.items()
             ),
         )
@@ -120,16 +118,46 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     @contextlib.contextmanager
-    def checking(self, option=None):
+    def checking(self, option):
         """Errors about bad input in the body end the script with one line.
 
         Args:
-            option: The option that is to blame, or None.
+            option: The option that is to blame.
         """
         try:
             yield
         except (ValueError, OSError) as error:
-            self.error(f"argument {option}: {error}" if option else error)
+            self.error(f"argument {option}: {error}")
+
+    @contextlib.contextmanager
+    def opening(self, option, context):
+        """`context`, with `checking` around its beginning alone.
+
+        Args:
+            option: The option that is to blame if it cannot be entered.
+            context: A context manager.
+
+        Yields:
+            What `context` yields.
+        """
+        with contextlib.ExitStack() as stack:
+            with self.checking(option):
+                opened = stack.enter_context(context)
+            yield opened
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows each default that says something."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        if default is None or isinstance(default, bool):
+            return action.help
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        if default == argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: {default})"
 
 
 def integer(low, high=math.inf):
@@ -200,12 +228,29 @@ def add_training_arguments(parser, *, epochs, batch_size):
         type=positive_number,
         default=RECIPE.learning_rate,
         metavar="RATE",
-        help=f"of Adam; a tenth of it after {_DECAY_AT:.0%} of the steps",
+        help="of Adam at the start; it falls to 0 along a cosine",
     )
-    add(
+
+
+def add_output_arguments(parser, *, metavar, default, kind=str):
+    """Adds --output and --overwrite.
+
+    Args:
+        parser: A `Parser`.
+        metavar: What --output is.
+        default: Its default, in words; the value is None.
+        kind: Its type.
+    """
+    parser.add_argument(
+        "--output",
+        type=kind,
+        metavar=metavar,
+        help=f"what to write (default: {default})",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace what an earlier run wrote to --output, at the end",
+        help="replace what an earlier run wrote there, when the new is ready",
     )
 
 
@@ -239,31 +284,34 @@ def evaluate(model, dataset):
     return Score(float(accuracy), float(losses.mean()))
 
 
-def fit(distiller, dataset, *, epochs, learning_rate):
-    """Trains a student with Adam, the rate falling to a tenth near the end.
+def fit(distiller, dataset, *, epochs, learning_rate, progress=None):
+    """Trains a student with Adam, the rate falling to 0 along a cosine.
+
+    At rate 0 the moving statistics of BatchNormalization catch up with the
+    weights. While a Jacobian match moves them, they lag so far behind that
+    inference can be much worse than training.
 
     Args:
         distiller: A `tfkd.Distiller`, not compiled.
         dataset: A `tfkd.data.Dataset`.
         epochs: Passes over its training images.
-        learning_rate: Of the first part.
+        learning_rate: At the start.
+        progress: Function of the dict of an epoch that was validated, called
+            at its end, or None.
 
     Returns:
-        A list with a dict for each epoch: epoch, learning_rate, the metrics
-        of training, and in some epochs (the last among them)
+        A list with a dict for each epoch: epoch, learning_rate (at its end),
+        the metrics of training, and in some epochs (the last among them)
         validation_accuracy and validation_loss.
     """
     steps = epochs * int(dataset.train.cardinality())
-    decay_at = round(_DECAY_AT * steps)
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [decay_at], [learning_rate, learning_rate / 10]
-    )
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     distiller.compile(
         keras.optimizers.Adam(schedule),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    recorder = _Recorder(dataset.validation, epochs)
+    recorder = _Recorder(dataset.validation, epochs, progress)
     distiller.fit(
         dataset.train,
         epochs=epochs,
@@ -277,10 +325,11 @@ def fit(distiller, dataset, *, epochs, learning_rate):
 class _Recorder(keras.callbacks.Callback):
     """Collects metrics; validates the student alone, now and then."""
 
-    def __init__(self, validation, epochs):
+    def __init__(self, validation, epochs, progress):
         super().__init__()
         self.rows = []
         self._validation = validation
+        self._progress = progress
         self._due = {
             math.ceil(epochs * i / _EVALUATIONS)
             for i in range(1, _EVALUATIONS + 1)
@@ -290,11 +339,13 @@ class _Recorder(keras.callbacks.Callback):
         epoch += 1
         rate = self.model.optimizer.learning_rate.numpy().item()
         row = {"epoch": epoch, "learning_rate": rate, **(logs or {})}
+        self.rows.append(row)
         if epoch in self._due:
             score = evaluate(self.model.student, self._validation)
             row["validation_accuracy"] = score.accuracy
             row["validation_loss"] = score.loss
-        self.rows.append(row)
+            if self._progress:
+                self._progress(row)
 
 
 def build(recipe, dataset):
@@ -308,14 +359,15 @@ def build(recipe, dataset):
     )
 
 
-def train(network, dataset, recipe):
-    """Trains what `build` returned; returns the history of `fit`."""
+def train(network, dataset, recipe, progress=None):
+    """Trains what `build` returned; as `fit`."""
     keras.utils.set_random_seed(recipe.seed)
     return fit(
         tfkd.Distiller(student=network),
         dataset,
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
+        progress=progress,
     )
 
 
@@ -334,7 +386,7 @@ def images_per_second(model, dataset):
     for _ in range(3):
         run(images)
     times = []
-    while sum(times) < _TIMING_SECONDS:
+    while sum(times) < TIMING_SECONDS:
         start = time.perf_counter()
         run(images).numpy()
         times.append(time.perf_counter() - start)
@@ -366,8 +418,7 @@ def load_teacher(path):
     if not path.is_file():
         raise FileNotFoundError(f"No file '{path}'.")
     try:
-        with quiet():
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
     except Exception as error:
         raise ValueError(
@@ -418,7 +469,8 @@ def check_teacher(teacher, dataset):
 def teacher_path(recipe, dataset):
     """The file of the teacher that a recipe gives on a dataset.
 
-    Two teachers share it only if all their settings and their data agree.
+    Two teachers share it only if all their settings, their data and the
+    version of tfkd agree.
 
     Args:
         recipe: A `Recipe`.
@@ -427,7 +479,13 @@ def teacher_path(recipe, dataset):
     Returns:
         A `pathlib.Path` in `SAVED_MODELS`.
     """
-    settings = [*recipe, dataset.name, dataset.num_train, dataset.num_classes]
+    settings = [
+        tfkd.__version__,
+        *recipe,
+        dataset.name,
+        dataset.num_train,
+        dataset.num_classes,
+    ]
     settings += [dataset.input_shape, dataset.mean, dataset.std]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     return SAVED_MODELS / (
@@ -604,11 +662,12 @@ def kilobytes(size):
     return f"{size / 1000:,.0f} kB"
 
 
-def draw_curves(path, *, curves, scores, validation_line, test_line):
+def draw_curves(path, *, title, curves, scores, validation_line, test_line):
     """Draws validation accuracy over epochs and test accuracy per run.
 
     Args:
         path: File of the picture.
+        title: What was done.
         curves: Dict, method -> list of its runs, each a list of `(epoch,
             accuracy)` with the same epochs.
         scores: Dict, method -> list of the runs' test accuracies.
@@ -616,6 +675,7 @@ def draw_curves(path, *, curves, scores, validation_line, test_line):
         test_line: The teacher's test accuracy.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     colors = dict(zip(curves, itertools.cycle(_COLORS)))
     for method, runs in curves.items():
@@ -640,11 +700,13 @@ def draw_curves(path, *, curves, scores, validation_line, test_line):
     line = {"color": "0.3", "linestyle": "--", "linewidth": 1}
     left.axhline(100 * validation_line, label="teacher", **line)
     right.axvline(100 * test_line, **line)
-    left.set(xlabel="epoch", ylabel="%", title="Validation accuracy")
+    left.set(xlabel="epoch", ylabel="%")
+    left.set_title("Validation accuracy, mean and range of seeds", loc="left")
     left.legend(loc="lower right", frameon=False)
     right.set_yticks(range(len(scores)), scores)
     right.set_ylim(len(scores) - 0.5, -0.5)
-    right.set(xlabel="%", title="Test accuracy: each seed, and the mean")
+    right.set(xlabel="%")
+    right.set_title("Test accuracy, each seed and mean", loc="left")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")

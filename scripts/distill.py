@@ -6,7 +6,6 @@ writes the student with the best validation accuracy, its exports and a
 report to one folder.
 """
 
-import contextlib
 import difflib
 import pathlib
 import sys
@@ -22,7 +21,7 @@ from tfkd.export import export_student
 
 METHODS = ("ce", "activations", "activations+jacobian", "kd", "ipot+kd")
 SMOKE = {
-    "epochs": 2,
+    "epochs": 5,
     "seeds": [0],
     "teacher_epochs": 1,
     "teacher_width": 0.0625,
@@ -86,7 +85,7 @@ def main(argv=None):
 
 def _parser():
     parser = common.Parser(__doc__)
-    common.add_training_arguments(parser, epochs=100, batch_size=50)
+    common.add_training_arguments(parser, epochs=100, batch_size=25)
     add = parser.add_argument
     add(
         "--examples-per-class",
@@ -143,10 +142,10 @@ def _parser():
         metavar="N",
         help="epochs of a teacher to train",
     )
-    add(
-        "--output",
+    common.add_output_arguments(
+        parser,
         metavar="FOLDER",
-        help="what to write (default: saved_models/distill-DATASET-TIME)",
+        default="saved_models/distill-DATASET-TIME",
     )
     return parser
 
@@ -154,21 +153,18 @@ def _parser():
 def _distill(parser, options):
     """Checks, trains, compares and writes; returns the exit code."""
     started = time.perf_counter()
-    dataset, recipe, teacher_file = _prepare(parser, options)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     output = pathlib.Path(
         options.output
         or common.SAVED_MODELS
         / f"distill-{common.slug(options.dataset)}-{stamp}"
     )
-    with contextlib.ExitStack() as stack:
-        with parser.checking("--output"):
-            folder = stack.enter_context(
-                common.run_folder(output, "distill", options.overwrite)
-            )
+    writing = common.run_folder(output, "distill", options.overwrite)
+    with parser.opening("--output", writing) as folder:
+        dataset, recipe, teacher_file = _prepare(parser, options)
         common.say(common.describe(dataset))
         if recipe and not teacher_file.exists():
-            _train_teacher(recipe, dataset, teacher_file)
+            _train_teacher(parser, recipe, dataset, teacher_file)
         network = common.load_teacher(teacher_file)
         teacher = _measured("teacher", None, network, [], dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
@@ -216,7 +212,7 @@ def _distill(parser, options):
         )
         report = _report(config, table, exports)
         (folder / "report.md").write_text(report, encoding="utf-8")
-        _draw(folder / "curves.png", teacher, runs)
+        _draw(folder / "curves.png", options, teacher, runs)
     common.say(f"\n{table}\n\n{_exports_table(exports)}\n")
     common.say(
         f"chosen by validation: {chosen.method}, seed {chosen.seed}, "
@@ -316,15 +312,16 @@ def _distiller(method, student, teacher):
     return tfkd.Distiller(student=student, teacher=teacher, matches=method)
 
 
-def _train_teacher(recipe, dataset, file):
+def _train_teacher(parser, recipe, dataset, file):
     """Trains a teacher and keeps it at `file`."""
-    common.say(f"training the teacher, {recipe.epochs} epochs ...", end=" ")
-    start = time.perf_counter()
-    teacher = common.build(recipe, dataset)
-    common.train(teacher, dataset, recipe)
-    with common.output_file(file, overwrite=True) as temporary:
+    writing = common.output_file(file, overwrite=True)
+    with parser.opening("--teacher", writing) as temporary:
+        common.say(f"training the teacher, {recipe.epochs} epochs ...", end=" ")
+        start = time.perf_counter()
+        teacher = common.build(recipe, dataset)
+        common.train(teacher, dataset, recipe)
         teacher.save(temporary)
-    common.say(f"{time.perf_counter() - start:.0f} s")
+        common.say(f"{time.perf_counter() - start:.0f} s")
 
 
 def _train_students(options, teacher):
@@ -432,7 +429,12 @@ def _exports_table(exports):
     return common.markdown_table(header, rows)
 
 
-def _draw(path, teacher, runs):
+def _examples(options):
+    """How many images the students are trained on, in words."""
+    return f"{options.examples_per_class or 'all'} images of each class"
+
+
+def _draw(path, options, teacher, runs):
     curves, scores = {}, {}
     for method, group in _by_method(runs).items():
         scores[method] = [run.test.accuracy for run in group]
@@ -446,6 +448,8 @@ def _draw(path, teacher, runs):
         ]
     common.draw_curves(
         path,
+        title=f"{options.dataset}: {teacher.network.name} teaches "
+        f"{options.student} on {_examples(options)}",
         curves=curves,
         scores=scores,
         validation_line=teacher.validation.accuracy,

@@ -3,7 +3,6 @@
 Writes a Keras file, which distill.py takes as --teacher.
 """
 
-import contextlib
 import pathlib
 import sys
 import time
@@ -69,11 +68,11 @@ def _parser():
         epochs=common.RECIPE.epochs,
         batch_size=common.RECIPE.batch_size,
     )
-    add(
-        "--output",
-        type=common.keras_file,
-        metavar="FILE.keras",
-        help="what to write (default: saved_models/NETWORK-DATASET.keras)",
+    common.add_output_arguments(
+        parser,
+        metavar="FILE",
+        default="saved_models/NETWORK-DATASET.keras",
+        kind=common.keras_file,
     )
     return parser
 
@@ -89,36 +88,27 @@ def _train(parser, options):
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    with parser.checking("--dataset"):
-        dataset = data.load(
-            options.dataset,
-            batch_size=recipe.batch_size,
-            examples_per_class=options.examples_per_class,
-            seed=recipe.seed,
-        )
-    with parser.checking("--network"):
-        network = common.build(recipe, dataset)
     output = pathlib.Path(
         options.output
         or common.SAVED_MODELS
-        / f"{recipe.network}-{common.slug(dataset.name)}.keras"
+        / f"{recipe.network}-{common.slug(options.dataset)}.keras"
     )
-    with contextlib.ExitStack() as stack:
-        with parser.checking("--output"):
-            file = stack.enter_context(
-                common.output_file(output, options.overwrite)
+    writing = common.output_file(output, options.overwrite)
+    with parser.opening("--output", writing) as file:
+        with parser.checking("--dataset"):
+            dataset = data.load(
+                options.dataset,
+                batch_size=recipe.batch_size,
+                examples_per_class=options.examples_per_class,
+                seed=recipe.seed,
             )
+        with parser.checking("--network"):
+            network = common.build(recipe, dataset)
         common.say(
             f"{common.describe(dataset)}\n{network.name}, width "
             f"{recipe.width:g}: {network.count_params():,} parameters"
         )
-        for row in common.train(network, dataset, recipe):
-            if "validation_accuracy" in row:
-                common.say(
-                    f"epoch {row['epoch']:4}/{recipe.epochs}  "
-                    f"loss {row['loss']:.4f}  validation "
-                    f"{common.percent(row['validation_accuracy'])} %"
-                )
+        common.train(network, dataset, recipe, progress=_show)
         network.save(file)
     validation = common.evaluate(network, dataset.validation)
     test = common.evaluate(network, dataset.test)
@@ -128,6 +118,13 @@ def _train(parser, options):
         f"{time.perf_counter() - started:.0f} s"
     )
     return 0
+
+
+def _show(row):
+    common.say(
+        f"epoch {row['epoch']:4}  loss {row['loss']:.4f}  validation "
+        f"{common.percent(row['validation_accuracy'])} %"
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LINES = (
     ("transport", "losses", "matches", "methods"),
     ("trace", "matches", "training", "distiller"),
+    ("checks", "training"),
 )
 
 

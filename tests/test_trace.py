@@ -334,21 +334,28 @@ def test_exact_moments_change_no_value(make_network, images):
     np.testing.assert_allclose(plain, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_exact_moments_restore_keras_when_all_have_left():
-    from keras.src.backend.tensorflow import nn
-
-    original = nn._compute_moments
+def test_exact_moments_are_put_away_when_all_have_left():
+    original = tf.nn.moments
     with exact_moments():
         with exact_moments():
-            assert nn._compute_moments is not original
-        assert nn._compute_moments is not original
-    assert nn._compute_moments is original
+            assert tf.nn.moments is not original
+        assert tf.nn.moments is not original
+    assert tf.nn.moments is original
 
 
-def test_a_keras_without_the_place_to_mend_is_named(monkeypatch):
-    from keras.src.backend.tensorflow import nn
+class OwnNormalization(keras.layers.Layer):
+    """A user's layer, without Keras' help."""
 
-    monkeypatch.delattr(nn, "_compute_moments")
-    message = "second-order gradients of Keras"
-    with pytest.raises(RuntimeError, match=message), exact_moments():
-        pass
+    def call(self, inputs):
+        mean, variance = tf.nn.moments(inputs, [-1], keepdims=True)
+        return (inputs - mean) * tf.math.rsqrt(variance + 1e-3)
+
+
+def test_a_users_own_moments_are_exact_too(float64):
+    model = keras.Sequential(
+        [keras.Input((5,)), keras.layers.Dense(4), OwnNormalization()]
+    )
+    model.add(keras.layers.Dense(3, "softplus"))
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 5)))
+    assert _second_order_error(model, x, exact=False) > 1e-4
+    assert _second_order_error(model, x, exact=True) < 1e-8

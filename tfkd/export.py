@@ -165,7 +165,9 @@ def in_float32(model):
             "float32 policy and give it these weights with set_weights."
         )
     if not clone.built:
-        clone.build_from_config(model.get_build_config())
+        # Keras exports a subclassed model only after a call.
+        shapes = model.get_build_config()["input_shape"]
+        clone(keras.tree.map_shape_structure(_zeros, shapes))
     clone.set_weights([np.float32(weight) for weight in model.get_weights()])
     return clone
 
@@ -332,6 +334,11 @@ def _computes_in_half(model):
         layer.compute_dtype in _HALF_PRECISION
         for layer in model._flatten_layers()
     )
+
+
+def _zeros(shape):
+    """One example of a shape `(batch, ...)`, unknown sizes taken as 1."""
+    return tf.zeros([1, *(size or 1 for size in shape[1:])])
 
 
 def _without_half(config):

@@ -62,6 +62,17 @@ def build(name, *, student, teacher, **overrides):
     >>> [match.weight for match in method.matches], method.label_weight
     ([0.9], 0.1)
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            "Invalid value for argument `name`. Expected one of "
+            f"{NAMES} or a sum of some. Received: name={name!r}"
+        )
+    for model, role in ((student, "student"), (teacher, "teacher")):
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"Invalid value for argument `{role}`. Expected a built "
+                f"Keras model. Received: {role}={model!r}"
+            )
     parts = name.split("+")
     for part in parts:
         if part not in _METHODS:
@@ -163,6 +174,11 @@ def _distribute(parts, overrides):
     settings = {part: {} for part in parts}
     for key, value in overrides.items():
         if key in settings:
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"Invalid value for argument `{key}`. Expected a dict of "
+                    f"settings of '{key}'. Received: {key}={value!r}"
+                )
             settings[key].update(value)
             continue
         owners = [part for part in parts if key in _options(part)]
@@ -186,7 +202,11 @@ def _distribute(parts, overrides):
 
 def _options(part):
     signature = inspect.signature(_METHODS[part])
-    return [p.name for p in signature.parameters.values() if p.kind == 3]
+    return [
+        p.name
+        for p in signature.parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
 
 
 def _transport(loss, name, student, teacher, at, weight):

@@ -12,6 +12,7 @@ import threading
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
@@ -147,7 +148,8 @@ class Trace:
                 raise ValueError(
                     f"Layer '{name}' of '{model.name}' was called "
                     f"{len(outputs)} times in one forward pass; its output "
-                    "can be compared only when it is called exactly once."
+                    "can be compared only when it is called exactly once. (A "
+                    "`call` that is a tf.function hides the layers in it.)"
                 )
             self._features[name] = outputs[0]
 
@@ -210,6 +212,7 @@ def outline(model, layers=()):
         traced.get_concrete_function(inputs, mode).graph.as_graph_def()
         for mode in (True, False)
     )
+    model._clear_losses()  # those of the graph, which nobody can use
     return Outline(
         name=model.name,
         inputs=inputs,
@@ -272,31 +275,21 @@ class _ExactMoments:
 def exact_moments(frozen=None):
     """Makes normalisation layers traced inside exact at second order.
 
-    Keras takes batch, layer and group variances around a mean whose gradient
-    is stopped. The first derivative does not notice, since deviations sum to
-    zero; the second does, by up to the size of the gradient itself. Inside
-    this context the same layers of any model use variances that can be
-    differentiated twice.
+    `tf.nn.moments`, to which Keras' batch, layer and group normalisation
+    come down, takes the variance around a mean whose gradient is stopped.
+    The first derivative does not notice, since deviations sum to zero; the
+    second does, by up to the size of the gradient itself. Inside this
+    context it is a function that can be differentiated twice, for the layers
+    of any model.
 
     Args:
         frozen: A tape that shall not see how statistics over the batch (not
             those within an example) come about, or None.
-
-    Raises:
-        RuntimeError: If this version of Keras keeps its moments elsewhere.
     """
-    from keras.src.backend.tensorflow import nn
-
-    if not hasattr(nn, "_compute_moments"):
-        raise RuntimeError(
-            f"tfkd cannot make the second-order gradients of Keras "
-            f"{keras.__version__} exact: it has no place to mend. "
-            "Use the Keras version named in tfkd's CHANGELOG."
-        )
     with _ExactMoments.lock:
         if _ExactMoments.depth == 0:
-            _ExactMoments.original = nn._compute_moments
-            nn._compute_moments = _moments
+            _ExactMoments.original = tf.nn.moments
+            tf.nn.moments = _moments
         _ExactMoments.depth += 1
     outer = getattr(_ExactMoments.frozen, "tape", None)
     _ExactMoments.frozen.tape = frozen
@@ -307,22 +300,23 @@ def exact_moments(frozen=None):
         with _ExactMoments.lock:
             _ExactMoments.depth -= 1
             if _ExactMoments.depth == 0:
-                nn._compute_moments = _ExactMoments.original
+                tf.nn.moments = _ExactMoments.original
 
 
-def _moments(x, axes, keepdims):
-    """Mean and variance of `x` over `axes`, differentiable twice."""
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """As `tf.nn.moments`, differentiable twice."""
+    axes = [axis % x.shape.rank for axis in np.ravel(axes).tolist()]
     tape = getattr(_ExactMoments.frozen, "tape", None)
+    stop = contextlib.nullcontext()
     if tape is not None and 0 in axes:
-        with tape.stop_recording():
-            return _plain_moments(x, axes, keepdims)
-    return _plain_moments(x, axes, keepdims)
-
-
-def _plain_moments(x, axes, keepdims):
-    mean = tf.reduce_mean(x, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-    return mean if keepdims else tf.squeeze(mean, axes), variance
+        stop = tape.stop_recording()
+    with stop:
+        wide = at_least_float32(x)
+        mean = tf.reduce_mean(wide, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims)
+        if not keepdims:
+            mean = tf.squeeze(mean, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 class _Tap:

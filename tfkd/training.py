@@ -3,11 +3,11 @@
 import contextvars
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from tfkd.checks import check_data
 from tfkd.matches.base import BaseMatch, check_weight, weighted
-from tfkd.matches.match import refuse_probabilities
+from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.trace import Signal, Trace, outline
 
 # XLA's second derivative of max pooling compares the top 16 bits only.
@@ -64,6 +64,7 @@ class StudentTrainer(keras.Model):
         self.student = student
         self.matches = _as_matches(getattr(matches, "matches", matches))
         self._networks = _Networks(teacher)
+        self._hides_losses = False
         self._bind()
         names = _unique_names(self.matches)
         self._match_metrics = [keras.metrics.Mean(name=n) for n in names]
@@ -88,19 +89,21 @@ class StudentTrainer(keras.Model):
         if teacher is not None:
             theirs = outline(teacher, self._teacher_layers)
             _require_disjoint(self.student, teacher)
+            _require_equal_inputs(ours, theirs)
         self._check_networks(ours, theirs)
         for match in self.matches:
+            match.claim(self.student, teacher if match.needs_teacher else None)
             match.bind(student=ours, teacher=theirs)
         self._networks.student_outline = ours
         self._networks.teacher_outline = theirs
+        self._networks.trainable = _trainable_flags(self.student)
         shared = [m for m in self.matches if not m.has_own_pass]
         wanted = [m for m in shared if m.needs_input_gradient]
         self._differentiable = {m.student_pass for m in wanted}
         self._teacher_differentiable = any(m.needs_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
-        if self._approximate_op():
-            self.supports_jit = False
+        self.supports_jit = self._approximate_op() is None
 
     def _check_networks(self, student, teacher):
         """Hook for what a subclass requires of the two outlines."""
@@ -115,27 +118,30 @@ class StudentTrainer(keras.Model):
 
     # === Keras: compile, fit, evaluate ===
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
         """As `keras.Model.compile`.
 
         Args:
             optimizer: As of `keras.Model.compile`.
             loss: The label loss, or None: the student then learns from the
                 matches alone, and data need no labels unless a match does.
+            *args: As of `keras.Model.compile`.
             **kwargs: As of `keras.Model.compile`. `jit_compile="auto"` keeps
                 XLA off where it would only approximate a Jacobian.
 
         Raises:
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
-                reverse; or if `jit_compile=True` would give an approximate
-                Jacobian.
+                reverse; if `jit_compile=True` would give an approximate
+                Jacobian; or if a metric has the name of a match.
         """
         if loss is None and not self.matches:
             raise ValueError(
                 "There is nothing to learn from: compile() got no loss and "
                 "there are no matches."
             )
+        if self._networks.trainable != _trainable_flags(self.student):
+            self._bind()  # BatchNormalization acts otherwise when it is frozen
         op = self._approximate_op()
         if kwargs.get("jit_compile") is True and op:
             place = self._networks.student_outline.ops[op]
@@ -146,16 +152,39 @@ class StudentTrainer(keras.Model):
                 "use average pooling or strided convolutions."
             )
         self._check_label_loss(loss)
+        self._check_metric_names(
+            kwargs.get("metrics"), kwargs.get("weighted_metrics")
+        )
         self._has_label_loss = loss is not None
-        super().compile(optimizer, loss, **kwargs)
+        super().compile(optimizer, loss, *args, **kwargs)
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=None,
+        **kwargs,
+    ):
         """As `keras.Model.fit`; bad data are refused before the first step.
+
+        Labels of a `tf.data.Dataset` are checked as they come.
 
         Args:
             x: As of `keras.Model.fit`.
             y: As of `keras.Model.fit`.
-            *args: As of `keras.Model.fit`.
+            batch_size: As of `keras.Model.fit`.
+            epochs: As of `keras.Model.fit`.
+            verbose: As of `keras.Model.fit`.
+            callbacks: As of `keras.Model.fit`.
+            validation_split: As of `keras.Model.fit`.
+            validation_data: As of `keras.Model.fit`.
+            shuffle: As of `keras.Model.fit`; None: arrays are shuffled.
             **kwargs: As of `keras.Model.fit`.
 
         Returns:
@@ -165,15 +194,26 @@ class StudentTrainer(keras.Model):
             ValueError: If the data are empty, not batched, of another shape
                 than a network takes, or hold labels out of range.
         """
-        self._check_data(x, y)
-        validation = kwargs.get("validation_data")
-        if validation is not None:
-            x_y_weight = keras.utils.unpack_x_y_sample_weight(validation)
-            self._check_data(*x_y_weight[:2])
-        if isinstance(x, tf.data.Dataset) and len(args) < 5:
-            # Keras warns that it will not shuffle a dataset unless told.
-            kwargs.setdefault("shuffle", False)
-        return super().fit(x, y, *args, **kwargs)
+        x = self._checked(x, y)
+        if isinstance(validation_data, tf.data.Dataset):
+            validation_data = self._checked(validation_data, None)
+        elif validation_data is not None:
+            data = keras.utils.unpack_x_y_sample_weight(validation_data)
+            self._checked(*data[:2])
+        if shuffle is None:
+            shuffle = not isinstance(x, tf.data.Dataset)
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            **kwargs,
+        )
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; changes no weight and no statistic.
@@ -191,7 +231,7 @@ class StudentTrainer(keras.Model):
             ValueError: As `fit`.
         """
         if not kwargs.get("_use_cached_eval_dataset"):
-            self._check_data(x, y)
+            x = self._checked(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
     def call(self, inputs, training=None):
@@ -200,7 +240,7 @@ class StudentTrainer(keras.Model):
 
     def train_step(self, data):
         """One step of training on one batch."""
-        x, y, sample_weight = self._unpack(data)
+        x, y, sample_weight = _unpack(data)
         observed = self._observe_teacher(x, y, training=True)
         with tf.GradientTape() as tape:
             loss, outputs = self._step_loss(
@@ -219,7 +259,7 @@ class StudentTrainer(keras.Model):
 
     def test_step(self, data):
         """One step of evaluation on one batch."""
-        x, y, sample_weight = self._unpack(data)
+        x, y, sample_weight = _unpack(data)
         observed = self._observe_teacher(x, y, training=False)
         _, outputs = self._step_loss(
             x, y, sample_weight, observed, training=False
@@ -227,21 +267,6 @@ class StudentTrainer(keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     # === One step ===
-
-    def _unpack(self, data):
-        """The batch as (x, y, sample_weight): structures of tensors or None.
-
-        Whatever is computed from x waits for the check of the labels.
-        """
-        x, y, sample_weight = keras.tree.map_structure(
-            lambda v: None if v is None else tf.convert_to_tensor(v),
-            keras.utils.unpack_x_y_sample_weight(data),
-        )
-        check = self._label_check(y)
-        if check is not None:  # in a graph
-            with tf.control_dependencies([check]):
-                x = keras.tree.map_structure(tf.identity, x)
-        return x, y, sample_weight
 
     def _observe_teacher(self, x, y, training):
         """What the matches keep of the teacher, as constants."""
@@ -254,9 +279,10 @@ class StudentTrainer(keras.Model):
             labels=y,
             differentiable=self._teacher_differentiable,
         )
+        self._networks.teacher._clear_losses()
         return [
             keras.tree.map_structure(
-                tf.stop_gradient, match.observe(trace, training=training)
+                _constant, match.observe(trace, training=training)
             )
             if match.needs_teacher
             else None
@@ -311,22 +337,49 @@ class StudentTrainer(keras.Model):
             )
         ]
         step = self.optimizer.iterations if self.optimizer else tf.constant(0)
-        added = self._added_losses()
-        total, label_loss = added, None
+        total, label_loss = self._added_losses(), None
         if self._has_label_loss:
-            task = self.compute_loss(x, y, outputs, sample_weight, training)
-            label_loss = task - added
-            total = task
-            if callable(self.label_weight) or self.label_weight != 1:
-                # Labels are weighed, regularisers are not.
-                labels = weighted(self.label_weight, label_loss, step)
-                total = added if labels is None else added + labels
+            label_loss = self._label_loss(
+                x, y, outputs, sample_weight, training
+            )
+            labels = weighted(self.label_weight, label_loss, step)
+            if labels is not None:
+                total += tf.cast(labels, total.dtype)
         for match, value in zip(self.matches, values, strict=True):
             term = weighted(match.weight, value, step)
             if term is not None:
                 total += tf.cast(term, total.dtype)
         self._track(total, label_loss, values, x)
         return total, outputs
+
+    def _label_loss(self, x, y, outputs, sample_weight, training):
+        """`compute_loss` of the labels alone, divided by the replicas."""
+        if y is None:
+            raise ValueError(
+                "The label loss needs labels, but the data have none. Pass "
+                "them, or compile with loss=None to learn from the teacher "
+                "alone."
+            )
+        self._hides_losses = True
+        try:
+            return self.compute_loss(x, y, outputs, sample_weight, training)
+        finally:
+            self._hides_losses = False
+
+    @property
+    def losses(self):
+        """As `keras.Model.losses`."""
+        # Regularisers are not labels: `label_weight` is not theirs.
+        return [] if self._hides_losses else super().losses
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """As `keras.Model.compute_metrics`."""
+        if y is None and self._compile_metrics is not None:
+            raise ValueError(
+                "compile() got metrics, but the data have no labels to "
+                "compare with. Leave metrics out."
+            )
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def _added_losses(self):
         """Sum of regularisers and added losses, divided by the replicas."""
@@ -361,88 +414,52 @@ class StudentTrainer(keras.Model):
     # === Checks of what users bring ===
 
     def _check_label_loss(self, loss):
-        """Raises if the loss and the student's outputs speak of two things."""
+        """Raises if the loss mistakes logits for probabilities or so."""
         signal = self._networks.student_outline.signals[None]
-        if isinstance(loss, str):
-            loss = keras.losses.get(loss)
-            if not hasattr(loss, "from_logits"):
-                name = getattr(loss, "__name__", "")
-                known = _CROSS_ENTROPIES.get(name)
-                loss = known() if known else loss
-        if not isinstance(signal, Signal) or not hasattr(loss, "from_logits"):
-            return
-        if loss.from_logits:
-            refuse_probabilities(loss, self._networks.student_outline, signal)
-        elif signal.op in ("BiasAdd", "MatMul"):
-            raise ValueError(
-                f"Loss '{loss.name}' takes probabilities, but "
-                f"'{self.student.name}' returns logits. Compile with "
-                f"loss=keras.losses.{type(loss).__name__}(from_logits=True)."
-            )
+        if isinstance(loss, list | tuple) and len(loss) == 1:
+            loss = loss[0]
+        single = loss is not None and not isinstance(loss, list | tuple | dict)
+        if single and isinstance(signal, Signal):
+            outline = self._networks.student_outline
+            check_scale(wrap_loss(loss), outline, signal)
 
-    def _label_check(self, y):
-        """An operation that fails if labels are out of range, or None."""
-        if not self._has_label_loss:
-            return None
-        if y is None:
-            raise ValueError(
-                "The label loss needs labels, but the data have none. Pass "
-                "them, or compile with loss=None to learn from the teacher "
-                "alone."
-            )
-        classes = self._sparse_classes()
-        if classes is None or not isinstance(y, tf.Tensor):
-            return None
-        low, high = tf.reduce_min(y), tf.reduce_max(y)
-        return tf.debugging.Assert(
-            (low >= 0) & (high < tf.cast(classes, y.dtype)),
-            [f"Labels out of range: expected 0 to {classes - 1}, got", y],
+    def _check_metric_names(self, *metrics):
+        """Raises if a metric of `compile` would hide one of a match."""
+        names = {metric.name for metric in self._match_metrics}
+        for metric in keras.tree.flatten(metrics):
+            name = getattr(metric, "name", getattr(metric, "__name__", metric))
+            if name in names:
+                raise ValueError(
+                    f"The metric '{name}' has the name of a match. Give the "
+                    "match another: name=..."
+                )
+
+    def _checked(self, x, y):
+        """The data, checked; see `check_data`."""
+        known = (
+            self._networks.student_outline,
+            self._networks.teacher_outline,
+        )
+        return check_data(
+            x,
+            y,
+            outlines=[outline for outline in known if outline is not None],
+            classes=self._sparse_classes(),
         )
 
     def _sparse_classes(self):
-        """Number of classes if sparse labels are to be below it, or None."""
-        loss = self.loss
+        """Number of classes that sparse labels are to be below, or None."""
+        signal = self._networks.student_outline.signals[None]
+        if not isinstance(signal, Signal):
+            return None
+        loss = self.loss if self._has_label_loss else None
         sparse = loss == "sparse_categorical_crossentropy" or (
             isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
             and loss.ignore_class is None
         )
-        signal = self._networks.student_outline.signals[None]
-        if sparse and isinstance(signal, Signal):
+        if sparse or any(match.needs_labels for match in self.matches):
             return signal.shape[-1]
         return None
-
-    def _check_data(self, x, y):
-        """Raises on data that no step could use."""
-        if isinstance(x, tf.data.Dataset):
-            if x.cardinality().numpy() == 0:
-                raise ValueError("The dataset is empty.")
-            specs = x.element_spec
-            self._check_shapes(specs[0] if isinstance(specs, tuple) else specs)
-        elif all(hasattr(v, "shape") for v in keras.tree.flatten(x)):
-            if any(len(v) == 0 for v in keras.tree.flatten(x)):
-                raise ValueError("The data are empty.")
-            self._check_shapes(x)
-            self._check_label_array(y)
-
-    def _check_shapes(self, data):
-        for known in (
-            self._networks.student_outline,
-            self._networks.teacher_outline,
-        ):
-            if known is not None:
-                _require_shapes(data, known)
-
-    def _check_label_array(self, y):
-        classes = self._sparse_classes()
-        if classes is None or not hasattr(y, "shape"):
-            return
-        y = np.asarray(y)
-        if y.min() < 0 or y.max() >= classes:
-            raise ValueError(
-                f"Labels out of range: expected 0 to {classes - 1} for "
-                f"'{self.student.name}'. Received labels from {y.min()} to "
-                f"{y.max()}."
-            )
 
     # === Saving, exporting, describing ===
 
@@ -455,6 +472,25 @@ class StudentTrainer(keras.Model):
             "matches": [serialize(match) for match in self.matches],
             "label_weight": serialize(self.label_weight),
         }
+
+    def save_own_variables(self, store):
+        """Writes the states of random seeds, which Keras leaves out."""
+        super().save_own_variables(store)
+        for index, state in enumerate(self._seed_states()):
+            store[f"seed{index}"] = state.numpy()
+
+    def load_own_variables(self, store):
+        """Reads what `save_own_variables` wrote."""
+        for index, state in enumerate(self._seed_states()):
+            state.assign(store[f"seed{index}"])
+
+    def _seed_states(self):
+        """The states of all random seeds of the student and the matches."""
+        return [
+            generator.state
+            for layer in self._flatten_layers()
+            for generator in layer._seed_generators
+        ]
 
     @classmethod
     def from_config(cls, config):
@@ -509,9 +545,9 @@ class StudentTrainer(keras.Model):
             print_fn: Function that takes one string.
         """
         rows = [("term", "where", "how", "weight", "extra passes per step")]
-        rows.append(
-            ("label_loss", "outputs", "see compile", self.label_weight, "-")
-        )
+        if self._has_label_loss or not self.compiled:
+            weight = self.label_weight
+            rows.append(("label_loss", "outputs", "see compile", weight, "-"))
         for match, metric in zip(
             self.matches, self._match_metrics, strict=True
         ):
@@ -540,17 +576,31 @@ class _Networks:
         self.teacher = teacher
         self.student_outline = None
         self.teacher_outline = None
+        self.trainable = None
 
 
-_CROSS_ENTROPIES = {
-    "sparse_categorical_crossentropy": (
-        keras.losses.SparseCategoricalCrossentropy
-    ),
-    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
-}
+def _unpack(data):
+    """The batch as (x, y, sample_weight): structures of tensors or None."""
+    return keras.tree.map_structure(
+        lambda v: None if v is None else tf.convert_to_tensor(v),
+        keras.utils.unpack_x_y_sample_weight(data),
+    )
+
+
+def _constant(tensor):
+    return None if tensor is None else tf.stop_gradient(tensor)
+
+
+def _trainable_flags(model):
+    return [layer.trainable for layer in model._flatten_layers()]
 
 
 def _as_matches(matches):
+    if not isinstance(matches, list | tuple):
+        raise ValueError(
+            "Invalid value for argument `matches`. Expected a list of "
+            f"matches. Received: {matches!r}"
+        )
     matches = list(matches)
     for match in matches:
         if not isinstance(match, BaseMatch):
@@ -571,6 +621,11 @@ def _unique_names(matches):
     names = []
     for match in matches:
         name, count = match.name, 1
+        if name.startswith("val_"):
+            raise ValueError(
+                f"Invalid name of a match: '{name}'. Names that begin with "
+                "val_ are those of Keras' validation metrics."
+            )
         while name in ("loss", "label_loss", *names):
             count += 1
             name = f"{match.name}_{count}"
@@ -625,23 +680,25 @@ def _single_weight(sample_weight, match):
     return sample_weight
 
 
-def _require_shapes(data, outline):
-    """Raises if the data's shapes are not those of the network's input."""
-    received = keras.tree.flatten(data)
-    expected = keras.tree.flatten(outline.inputs)
-    if len(received) != len(expected):
-        return  # Keras maps structures by name and says what does not fit.
-    for ours, spec in zip(received, expected, strict=True):
-        shape, wanted = tf.TensorShape(ours.shape), spec.shape
-        if shape.is_compatible_with(wanted):
-            continue
-        hint = ""
-        if shape.is_compatible_with(wanted[1:]):
-            hint = " They are not batched: use dataset.batch(n) or x[None]."
+def _require_equal_inputs(student, teacher):
+    """Raises if no batch can be given to both networks."""
+    ours = keras.tree.flatten(student.inputs)
+    theirs = keras.tree.flatten(teacher.inputs)
+    agree = len(ours) == len(theirs) and all(
+        one.shape.is_compatible_with(other.shape)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+    if not agree:
         raise ValueError(
-            f"'{outline.name}' takes inputs of shape {wanted}, the data "
-            f"have {shape}.{hint}"
+            f"Student '{student.name}' takes {_shapes(ours)}, teacher "
+            f"'{teacher.name}' takes {_shapes(theirs)}; both are given the "
+            "same batch. Wrap the teacher in a model that begins with what "
+            "its input needs."
         )
+
+
+def _shapes(specs):
+    return ", ".join(str(spec.shape) for spec in specs)
 
 
 def _networks(student, teacher):

@@ -57,9 +57,7 @@ def test_draws_spread_as_independent_examples_do():
     examples would spread sqrt(n) = 10 times as much, shared draws not at
     all.
     """
-    result = noise_robustness(
-        threshold(), ones(100), stddevs=[1.0], draws=200
-    )
+    result = noise_robustness(threshold(), ones(100), stddevs=[1.0], draws=200)
     p = ndtr(1.0)
     expected = np.sqrt(p * (1 - p) / 100)
     np.testing.assert_allclose(result.std, [expected], rtol=0.2)
@@ -127,9 +125,7 @@ def test_models_meet_the_same_noise():
     """
     data = ones(150)
     result = noise_robustness(threshold(), data, stddevs=[0.7, 1.0])
-    opposite = noise_robustness(
-        threshold(scale=-1.0), data, stddevs=[0.7, 1.0]
-    )
+    opposite = noise_robustness(threshold(scale=-1.0), data, stddevs=[0.7, 1.0])
     other = noise_robustness(
         threshold(scale=3.0, softmax=True), data, stddevs=[0.7, 1.0]
     )

@@ -45,7 +45,7 @@ class JacobianCrossEntropy(keras.losses.Loss):
     """
 
     same_shape = True
-    from_logits = True
+    needs_logits = True
     log_probabilities = True
 
     def __init__(

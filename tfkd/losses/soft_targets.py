@@ -40,7 +40,7 @@ class SoftTargets(keras.losses.Loss):
     """
 
     same_shape = True
-    from_logits = True
+    needs_logits = True
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class SoftTargets(keras.losses.Loss):
         teacher, student = tf.exp(log_teacher), tf.exp(log_student)
         # Where the teacher excludes a class there is no log to compare; if
         # the student does too, the difference is not a number.
-        possible = tf.math.is_finite(log_teacher)
+        possible = teacher > 0.0
         excess = tf.where(possible, log_teacher - log_student, 0.0)
         # Both probabilities sum to 1, so p d and p d + q - p have one sum.
         # The terms of the second are >= 0 and, near the teacher, of second

@@ -3,11 +3,14 @@
 import math
 import numbers
 import re
+import weakref
 
 import keras
 import tensorflow as tf
 
+from tfkd.losses import DistributionLoss
 from tfkd.losses.distribution import Reduction
+from tfkd.precision import at_least_float32
 
 
 class BaseMatch(keras.layers.Layer):
@@ -23,7 +26,9 @@ class BaseMatch(keras.layers.Layer):
         weight: Number, or function of the step (`optimizer.iterations`, a
             scalar integer tensor) written with TensorFlow operations, a
             `keras.optimizers.schedules.LearningRateSchedule` say. Finite
-            and >= 0; the term has no part in the gradient while it is 0.
+            and >= 0. The number 0 switches the term off; a function's 0
+            multiplies it. To be saved, a function must be registered with
+            Keras.
         name: Name of the term and of its metric.
 
     Attributes:
@@ -54,6 +59,33 @@ class BaseMatch(keras.layers.Layer):
             name=name or snake_case(type(self).__name__), dtype="float32"
         )
         self.weight = check_weight(weight, "weight")
+        self._owners = _Owners()
+
+    def claim(self, student, teacher):
+        """Makes the match that of one pair of networks.
+
+        Args:
+            student: The student.
+            teacher: The teacher, or None.
+
+        Raises:
+            ValueError: If it is that of another pair, which is in use: its
+                projectors and its pass would be changed.
+        """
+        pair = (student, teacher)
+        owners = [reference() for reference in self._owners.models]
+        if all(owners) and any(
+            mine is not None and owner is not mine
+            for owner, mine in zip(owners, pair, strict=False)
+        ):
+            raise ValueError(
+                f"Match '{self.name}' belongs to student "
+                f"'{owners[0].name}'. Make another for '{student.name}': "
+                "type(match).from_config(match.get_config())."
+            )
+        self._owners.models = [
+            weakref.ref(model) for model in pair if model is not None
+        ]
 
     def bind(self, *, student, teacher):
         """Checks that the networks can be compared; builds what is missing.
@@ -140,6 +172,13 @@ class BaseMatch(keras.layers.Layer):
         return cls(**config)
 
 
+class _Owners:
+    """Holds references where Keras looks for no layers."""
+
+    def __init__(self):
+        self.models = []
+
+
 def check_weight(weight, argument):
     """`weight` if it is a number >= 0, finite, or a function of the step.
 
@@ -175,7 +214,7 @@ def check_weight(weight, argument):
 def weighted(weight, value, step):
     """`weight * value`, or None where the weight is the number 0.
 
-    A term that is switched off must not bring in its NaN or infinity.
+    A term that is switched off so does not bring in its NaN or infinity.
 
     Args:
         weight: A number or a function of the step.
@@ -186,7 +225,11 @@ def weighted(weight, value, step):
         Scalar tensor of the value's dtype, or None.
     """
     if callable(weight):
-        return tf.cast(weight(step), value.dtype) * value
+        factor = tf.cast(weight(step), value.dtype)
+        tf.debugging.assert_non_negative(
+            factor, "A weight function returned a negative number."
+        )
+        return factor * value
     return None if weight == 0 else tf.cast(weight, value.dtype) * value
 
 
@@ -207,7 +250,37 @@ def example_weights(sample_weight):
     if sample_weight is None or sample_weight.shape.rank == 1:
         return sample_weight
     return tf.reduce_mean(
-        sample_weight, axis=list(range(1, sample_weight.shape.rank))
+        at_least_float32(sample_weight),
+        axis=list(range(1, sample_weight.shape.rank)),
+    )
+
+
+def compare(loss, y_true, y_pred, *, sample_weight=None, mask=None):
+    """The reduced value of a loss, with weights where they belong.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+        y_true: The teacher's signal, `[batch, ...]`.
+        y_pred: The student's signal, `[batch, ...]`.
+        sample_weight: As of `reduce_values`; masses of examples to a
+            `DistributionLoss`.
+        mask: As of `reduce_values`. Padding is set to zero on both sides.
+
+    Returns:
+        Scalar, at least float32, divided by the number of replicas.
+    """
+    y_true = hide_padding(at_least_float32(y_true), mask)
+    y_pred = hide_padding(at_least_float32(y_pred), mask)
+    if isinstance(loss, DistributionLoss):
+        values = loss.call(
+            y_true, y_pred, sample_weight=example_weights(sample_weight)
+        )
+        return reduce_values(values, reduction=loss.reduction)
+    return reduce_values(
+        at_least_float32(loss.call(y_true, y_pred)),
+        reduction=loss.reduction,
+        sample_weight=sample_weight,
+        mask=mask,
     )
 
 
@@ -247,7 +320,7 @@ def reduce_values(values, *, reduction, sample_weight=None, mask=None):
 
 def hide_padding(tensor, mask):
     """`tensor` with zeros where `mask` says that a position is padding."""
-    if mask is None or mask.shape.rank > tensor.shape.rank:
+    if mask is None or not _same_positions(mask, tensor):
         return tensor
     return tf.where(
         _append_axes(mask, tensor.shape.rank), tensor, tf.zeros_like(tensor)

@@ -7,7 +7,12 @@ import keras
 import tensorflow as tf
 
 from tfkd.losses import SquaredError
-from tfkd.matches.base import BaseMatch, example_weights, reduce_values
+from tfkd.matches.base import (
+    BaseMatch,
+    compare,
+    example_weights,
+    reduce_values,
+)
 from tfkd.matches.match import (
     as_loss,
     describe_loss,
@@ -28,6 +33,7 @@ _WITHOUT_SECOND_ORDER = (
     "MaxPoolWithArgmax",
     "LRN",
     "Softsign",
+    "Dilation2D",
 )
 _STATISTICS = ("moving", "frozen", "batch")
 
@@ -76,7 +82,8 @@ class InputGradientMatch(BaseMatch):
                 f"Received: batch_statistics={batch_statistics!r}"
             )
         self.seed = seed
-        self._seeds = keras.random.SeedGenerator(seed)
+        if num_projections is not None:
+            self._seeds = keras.random.SeedGenerator(seed)
 
     @property
     def needs_labels(self):
@@ -104,8 +111,9 @@ class InputGradientMatch(BaseMatch):
                 raise ValueError(
                     f"'{student.name}' uses {op} (at {student.ops[op]}), "
                     "which has no exact second-order gradient, so its "
-                    "Jacobian cannot be trained. Replace that layer; a "
-                    "transposed convolution can upsample."
+                    "Jacobian cannot be trained. Replace that layer: "
+                    "upsample by transposed convolution, activate by relu, "
+                    "gelu or tanh."
                 )
         own_pass = self.batch_statistics == "moving" and student.mixes_modes
         self.student_pass = "inference" if own_pass else "training"
@@ -173,14 +181,6 @@ class InputGradientMatch(BaseMatch):
             ]
         return tf.stack([_gradient(trace, fn) for fn in functions], axis=1)
 
-    def _reduce(self, values, reduction, sample_weight):
-        weights = self._part(example_weights(sample_weight))
-        return reduce_values(
-            at_least_float32(values),
-            reduction=reduction,
-            sample_weight=weights,
-        )
-
     @property
     def where(self):
         """Which input gradient."""
@@ -230,7 +230,7 @@ class JacobianMatch(InputGradientMatch):
     size or normalisation is wrapped in a model that begins with it. The
     teacher's Jacobian is a constant; the student's is differentiated once
     more with respect to its weights, exactly, through any normalisation of
-    the user's model.
+    the user's model. In mixed_float16, input gradients above 64 overflow.
 
     Args:
         loss: As of `Match`; receives `[batch, outputs, inputs]` in output
@@ -315,8 +315,12 @@ class JacobianMatch(InputGradientMatch):
         jacobian = self._jacobian(
             student, observed.get("selection"), self._scalars(observed)
         )
-        values = self.loss.call(observed["jacobian"], jacobian)
-        return self._reduce(values, self.loss.reduction, sample_weight)
+        return compare(
+            self.loss,
+            observed["jacobian"],
+            jacobian,
+            sample_weight=self._part(example_weights(sample_weight)),
+        )
 
     @property
     def _is_of_log_probabilities(self):
@@ -431,7 +435,11 @@ class JacobianPenalty(InputGradientMatch):
         values = tf.reduce_sum(tf.square(jacobian), axis=[1, 2])
         if self.form == "cross_entropy":
             values = 0.5 * values
-        return self._reduce(values, "sum_over_batch_size", sample_weight)
+        return reduce_values(
+            values,
+            reduction="sum_over_batch_size",
+            sample_weight=self._part(example_weights(sample_weight)),
+        )
 
     def trace_student(self, model, inputs, labels, observed):
         """The part of the batch, in inference mode, with its labels."""
@@ -501,7 +509,7 @@ class InputNoiseMatch(BaseMatch):
         """As `BaseMatch.bind`."""
         for outline in (student, teacher):
             _require_classes(outline, "InputNoiseMatch")
-            if getattr(self.loss, "from_logits", False):
+            if getattr(self.loss, "needs_logits", False):
                 signal = outline.signals[None]
                 refuse_probabilities(self.loss, outline, signal)
         super().bind(student=student, teacher=teacher)
@@ -524,13 +532,10 @@ class InputNoiseMatch(BaseMatch):
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`."""
-        values = self.loss.call(
-            at_least_float32(observed["outputs"]),
-            at_least_float32(student.outputs),
-        )
-        return reduce_values(
-            at_least_float32(values),
-            reduction=self.loss.reduction,
+        return compare(
+            self.loss,
+            observed["outputs"],
+            student.outputs,
             sample_weight=sample_weight,
         )
 
@@ -642,17 +647,15 @@ def _true_class(labels, classes):
     """One-hot `[batch, classes]` from sparse or one-hot labels."""
     if not isinstance(labels, tf.Tensor):
         raise ValueError(
-            'JacobianMatch(of="label") needs one tensor of labels. '
+            'The Jacobian of="label" needs one tensor of labels. '
             f'Received: {labels}. Use of="top" where there are none.'
         )
     if labels.shape.rank == 2 and labels.shape[-1] == classes > 1:
-        indices = tf.argmax(labels, axis=-1)
-    else:
-        indices = tf.cast(tf.reshape(labels, [-1]), tf.int64)
+        return tf.one_hot(tf.argmax(labels, axis=-1), classes)
+    indices = tf.cast(tf.reshape(labels, [-1]), tf.int64)
     in_range = tf.reduce_all((indices >= 0) & (indices < classes))
-    check = tf.debugging.Assert(
-        in_range,
-        [f"Labels out of range: expected 0 to {classes - 1}, got", indices],
-    )
-    with tf.control_dependencies([check] if check is not None else []):
+    message = f"Labels out of range: expected 0 to {classes - 1}, got"
+    # In a graph the operation must be waited for; eagerly there is none.
+    check = tf.debugging.Assert(in_range, [message, indices])
+    with tf.control_dependencies([] if check is None else [check]):
         return tf.one_hot(indices, classes)

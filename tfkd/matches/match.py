@@ -1,21 +1,18 @@
 """Match: the output or the features of two networks, under any loss."""
 
-import keras
+import inspect
 
-from tfkd.losses import DistributionLoss
-from tfkd.matches.base import (
-    BaseMatch,
-    example_weights,
-    hide_padding,
-    reduce_values,
-    snake_case,
-)
+import keras
+import tensorflow as tf
+
+from tfkd.matches.base import BaseMatch, compare, snake_case
 from tfkd.matches.projectors import make_projector, projected
 from tfkd.precision import at_least_float32
 from tfkd.trace import Signal
 
 _EVERY_LOSS = frozenset({"name", "reduction", "dtype"})
 _SQUASHED = frozenset({"Softmax", "Sigmoid"})
+_LINEAR = frozenset({"BiasAdd", "MatMul"})
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -93,9 +90,9 @@ class Match(BaseMatch):
             (_single_signal(student, ours), _single_signal(teacher, theirs))
             for ours, theirs in self.pairs
         ]
-        if getattr(self.loss, "from_logits", False):
-            for ours, theirs in places:
-                refuse_probabilities(self.loss, student, ours)
+        for ours, theirs in places:
+            check_scale(self.loss, student, ours)
+            if getattr(self.loss, "needs_logits", False):
                 refuse_probabilities(self.loss, teacher, theirs)
         self.student_projectors = [
             make_projector(projector, ours, theirs, "projector")
@@ -114,8 +111,9 @@ class Match(BaseMatch):
         super().bind(student=student, teacher=teacher)
 
     def observe(self, teacher, *, training=False):
-        """The raw signals of the teacher, one for each place."""
-        return [teacher[name] for _, name in self.pairs]
+        """The raw signals of the teacher with their masks, or None."""
+        signals = [teacher[name] for _, name in self.pairs]
+        return [(s, getattr(s, "_keras_mask", None)) for s in signals]
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
@@ -127,18 +125,19 @@ class Match(BaseMatch):
             self.teacher_projectors,
             strict=True,
         ):
+            signal, mask = y_true
+            y_true = _masked(at_least_float32(signal), mask)
             y_pred = at_least_float32(student[name])
-            y_true = at_least_float32(y_true)
-            mask = getattr(y_pred, "_keras_mask", None)
             if projector is not None:
                 y_pred = projector(y_pred, training=training)
             if teacher_projector is not None:
                 y_true = teacher_projector(y_true, training=training)
-            total += self._compare(
-                hide_padding(y_true, mask),
-                hide_padding(y_pred, mask),
-                sample_weight,
-                mask,
+            total += compare(
+                self.loss,
+                y_true,
+                y_pred,
+                sample_weight=sample_weight,
+                mask=getattr(y_pred, "_keras_mask", None),
             )
         return total
 
@@ -156,19 +155,6 @@ class Match(BaseMatch):
                 f"'{student_name}' at {_place(ours)}",
                 f"'{teacher_name}' at {_place(theirs)}",
             )
-
-    def _compare(self, y_true, y_pred, sample_weight, mask):
-        if isinstance(self.loss, DistributionLoss):
-            values = self.loss.call(
-                y_true, y_pred, sample_weight=example_weights(sample_weight)
-            )
-            return reduce_values(values, reduction=self.loss.reduction)
-        return reduce_values(
-            at_least_float32(self.loss.call(y_true, y_pred)),
-            reduction=self.loss.reduction,
-            sample_weight=sample_weight,
-            mask=mask,
-        )
 
     @property
     def where(self):
@@ -216,7 +202,8 @@ class FunctionLoss(keras.losses.Loss):
     """
 
     def __init__(self, fn, name=None, reduction="sum_over_batch_size"):
-        super().__init__(name=name or fn.__name__, reduction=reduction)
+        name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
+        super().__init__(name=name, reduction=reduction)
         self.fn = fn
 
     def call(self, y_true, y_pred):
@@ -249,10 +236,7 @@ def as_loss(loss):
     Raises:
         ValueError: If it is none of these, or does not reduce.
     """
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    if callable(loss) and not isinstance(loss, (keras.losses.Loss, type)):
-        loss = FunctionLoss(loss)
+    loss = wrap_loss(loss)
     if not isinstance(loss, keras.losses.Loss):
         raise ValueError(
             "Invalid value for argument `loss`. Expected a keras.losses.Loss, "
@@ -265,6 +249,14 @@ def as_loss(loss):
             "needs one number. Use 'sum_over_batch_size'."
         )
     return loss
+
+
+def _masked(tensor, mask):
+    """`tensor`, with a Keras mask if there is one."""
+    if mask is not None:
+        tensor = tf.identity(tensor)
+        tensor._keras_mask = mask
+    return tensor
 
 
 def loss_name(loss):
@@ -348,6 +340,47 @@ def _single_signal(outline, name):
             "match compares one with one. Name the layer that makes it."
         )
     return signal
+
+
+def wrap_loss(loss):
+    """A function or a Keras name as a loss; anything else as it is."""
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if callable(loss) and not isinstance(loss, (keras.losses.Loss, type)):
+        loss = FunctionLoss(loss)
+    return loss
+
+
+def check_scale(loss, outline, signal):
+    """Raises if a loss mistakes logits for probabilities, or the reverse.
+
+    Args:
+        loss: The loss. It takes logits for its prediction if it has a true
+            `needs_logits` or `from_logits`, and probabilities if
+            `from_logits` is false or it is Keras' divergence.
+        outline: The network's `Outline`, for its name.
+        signal: The `Signal` that is the loss's prediction.
+
+    Raises:
+        ValueError: If the signal is the other thing.
+    """
+    from_logits = getattr(loss, "from_logits", None)
+    name = getattr(getattr(loss, "fn", None), "__name__", "")
+    if from_logits is None and isinstance(loss, FunctionLoss):
+        default = inspect.signature(loss.fn).parameters.get("from_logits")
+        from_logits = None if default is None else default.default
+    if getattr(loss, "needs_logits", False) or from_logits:
+        refuse_probabilities(loss, outline, signal)
+    elif signal.op in _LINEAR and (
+        from_logits is False or name == "kl_divergence"
+    ):
+        hint = "Pass from_logits=True"
+        if name == "kl_divergence":
+            hint = "Use tfkd.losses.SoftTargets"
+        raise ValueError(
+            f"Loss '{loss.name}' takes probabilities, but '{outline.name}' "
+            f"returns logits. {hint}."
+        )
 
 
 def refuse_probabilities(loss, outline, signal):

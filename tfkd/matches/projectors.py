@@ -40,7 +40,9 @@ def make_projector(projector, source, target, argument):
                 f"{sorted(makers)} or a Keras layer. "
                 f"Received: {argument}={projector!r}"
             )
-        projector = makers[projector](source.shape, target.shape, argument)
+        projector = makers[projector](
+            source.shape, target.shape, argument, dtype=_dtype(source)
+        )
     if not isinstance(projector, keras.layers.Layer):
         raise ValueError(
             f"Invalid value for argument `{argument}`. Expected 'dense', "
@@ -62,17 +64,17 @@ def _dtype(signal):
     return "float64" if signal.dtype == "float64" else "float32"
 
 
-def _dense(source, target, argument):
+def _dense(source, target, argument, dtype):
     if source[1:-1] != target[1:-1]:
         raise ValueError(
             f"{argument}='dense' acts on the last axis and cannot bring "
             f"{source} to {target}. Use '{argument}=\"conv\"' for maps, or a "
             "layer of your own."
         )
-    return keras.layers.Dense(target[-1], dtype="float32")
+    return keras.layers.Dense(target[-1], dtype=dtype)
 
 
-def fitted_convolution(source, target, argument="projector"):
+def fitted_convolution(source, target, argument="projector", dtype="float32"):
     """A convolution from one shape to the size and width of another.
 
     Equal sizes: 1x1. Larger by a whole factor: a 3-wide window with that
@@ -83,6 +85,7 @@ def fitted_convolution(source, target, argument="projector"):
         source: Shape that goes in, `(None, ..., channels)`.
         target: Shape that comes out, of equal rank.
         argument: The argument's name, for errors.
+        dtype: Of the layer.
 
     Returns:
         A layer without activation, not built.
@@ -96,10 +99,10 @@ def fitted_convolution(source, target, argument="projector"):
             "layer of your own."
         )
     if len(source) == 2:
-        return _dense(source, target, argument)
+        return _dense(source, target, argument, dtype)
     forward, transpose = _CONVOLUTIONS[len(source)]
     sizes = list(zip(source[1:-1], target[1:-1], strict=True))
-    options = {"filters": target[-1], "dtype": "float32", "use_bias": False}
+    options = {"filters": target[-1], "dtype": dtype, "use_bias": False}
     if all(ours == theirs for ours, theirs in sizes):
         return forward(kernel_size=1, **options)
     if any(None in size for size in sizes):

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tfkd.precision import at_least_float32
+
 
 def pairwise_cost(*, x, y, metric="cosine"):
     """Cost of carrying each point of one set to each point of another.
@@ -51,12 +53,16 @@ def unit_vectors(x):
     Returns:
         Tensor of the shape and type of `x`, of length one or zero.
     """
-    squared = tf.reduce_sum(x * x, axis=-1, keepdims=True)
+    # A direction does not depend on the length, so a length of the order of
+    # one keeps its square in range and needs no gradient.
+    largest = tf.stop_gradient(tf.reduce_max(tf.abs(x), -1, keepdims=True))
+    scaled = tf.math.divide_no_nan(x, largest)
+    squared = tf.reduce_sum(scaled * scaled, axis=-1, keepdims=True)
     # "Is short" rather than "is long": NaN must come out as NaN, not as 0.
-    short = squared < 1e-24
+    short = tf.sqrt(tf.stop_gradient(squared)) * largest < 1e-12
     # The root never sees 0, whose infinite slope `where` would turn to NaN.
     inverse = tf.math.rsqrt(tf.where(short, tf.ones_like(squared), squared))
-    return tf.where(short, tf.zeros_like(x), x * inverse)
+    return tf.where(short, tf.zeros_like(x), scaled * inverse)
 
 
 def same_precision(x, y):
@@ -69,9 +75,8 @@ def same_precision(x, y):
     Returns:
         Both as float64 if either is, else both as float32.
     """
-    x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
-    wide = tf.float64 in (x.dtype, y.dtype)
-    dtype = tf.float64 if wide else tf.float32
+    x, y = at_least_float32(x), at_least_float32(y)
+    dtype = x.dtype if x.dtype == y.dtype else tf.float64
     return tf.cast(x, dtype), tf.cast(y, dtype)
 
 
@@ -112,6 +117,6 @@ def _check_points(x, y):
     if not agree:
         raise ValueError(
             "Invalid value for arguments `x` and `y`. Expected points "
-            "[..., n, d] and [..., m, d] of one dimension d and with the same "
-            f"leading axes. Received: x.shape={x}, y.shape={y}"
+            "[..., n, d] and [..., m, d] with the same number of coordinates "
+            f"and the same leading axes. Received: x.shape={x}, y.shape={y}"
         )

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfkd.precision import at_least_float32
+
 
 class Transport(NamedTuple):
     """A transport plan, what it costs, and how far it is from the best.
@@ -14,10 +16,9 @@ class Transport(NamedTuple):
             Its gradient is that of the optimal cost where the plan is
             optimal (envelope theorem): d cost / d C = plan.
         lower_bound: No plan costs less, `[...]`; no gradient.
-        marginal_error: Largest absolute difference between the plan's row
-            and column sums and the masses asked for, `[...]`, in units of
-            mass; no gradient. It says whether the plan is one, not whether
-            it is a good one.
+        marginal_error: Mass by which the plan's row and column sums miss the
+            masses asked for, both sides added, `[...]`; no gradient. It says
+            whether the plan is one, not whether it is a good one.
     """
 
     plan: tf.Tensor
@@ -46,9 +47,7 @@ def check_problem(cost, a, b):
     Raises:
         ValueError: If the shapes cannot fit.
     """
-    cost = tf.convert_to_tensor(cost)
-    if cost.dtype != tf.float64:
-        cost = tf.cast(cost, tf.float32)
+    cost = at_least_float32(cost)
     if cost.shape.rank is not None and cost.shape.rank < 2:
         raise ValueError(
             "Invalid value for argument `cost`. Expected a tensor "
@@ -62,14 +61,15 @@ def min_where(values, keep, axis):
 
     Args:
         values: Tensor.
-        keep: Boolean, broadcasts to `values`.
+        keep: Boolean, of the rank of `values` and broadcasting to it.
         axis: The axis that goes.
 
     Returns:
-        The minima; where nothing is kept, the type's largest number, which
-        unlike infinity can be multiplied by a mass of zero.
+        The minima; 0 where nothing is kept.
     """
-    return tf.reduce_min(tf.where(keep, values, values.dtype.max), axis=axis)
+    smallest = tf.reduce_min(tf.where(keep, values, values.dtype.max), axis)
+    kept = tf.reduce_any(keep, axis)
+    return tf.where(kept, smallest, tf.zeros_like(smallest))
 
 
 def _masses(masses, cost, axis, argument):
@@ -83,8 +83,8 @@ def _masses(masses, cost, axis, argument):
     full = cost.shape[:-2].concatenate(points)
     if not any(masses.shape.is_compatible_with(s) for s in (points, full)):
         raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected masses of "
-            f"shape {full} or {points}. "
+            f"Invalid value for argument `{argument}`. Expected one mass for "
+            f"each point, of shape {full} or {points}. "
             f"Received: {argument}.shape={masses.shape}"
         )
     return tf.broadcast_to(tf.stop_gradient(masses), shape)

@@ -1,0 +1,98 @@
+"""Oracles in float64 NumPy, written from the formulas and slow on purpose."""
+
+import itertools
+
+import numpy as np
+
+
+def _log_softmax(logits):
+    shifted = logits - np.max(logits)
+    return shifted - np.log(np.sum(np.exp(shifted)))
+
+
+def soft_targets(y_true, y_pred, temperature):
+    """T^2 KL(softmax(y_true / T) || softmax(y_pred / T)), `[batch, ...]`."""
+    y_true, y_pred = np.float64(y_true), np.float64(y_pred)
+    values = np.zeros(y_true.shape[:-1])
+    for position in np.ndindex(*values.shape):
+        log_p = _log_softmax(y_true[position] / temperature)
+        log_q = _log_softmax(y_pred[position] / temperature)
+        values[position] = temperature**2 * sum(
+            np.exp(lp) * (lp - lq)
+            for lp, lq in zip(log_p, log_q, strict=True)
+            if lp > -np.inf
+        )
+    return values
+
+
+def squared_error(y_true, y_pred):
+    """Sums (y_true - y_pred)^2 over an example's entries, `[batch]`."""
+    pairs = zip(np.float64(y_true), np.float64(y_pred), strict=True)
+    return np.array([np.sum((t - s) ** 2) for t, s in pairs])
+
+
+def unit(vector):
+    """Direction v / |v|, and 0 where |v| < 1e-12."""
+    vector = np.float64(vector)
+    norm = np.sqrt(np.sum(vector**2))
+    return np.zeros_like(vector) if norm < 1e-12 else vector / norm
+
+
+def normalized_squared_error(y_true, y_pred):
+    """|n(y_true) - n(y_pred)|^2 over an example's entries, `[batch]`."""
+    pairs = zip(y_true, y_pred, strict=True)
+    return np.array([np.sum((unit(t) - unit(s)) ** 2) for t, s in pairs])
+
+
+def pairwise_cost(x, y, metric):
+    """1 - n(x_i) . n(y_j) or |x_i - y_j|^2, `[n, m]`; examples flattened."""
+    x, y = (np.float64(z).reshape(len(z), -1) for z in (x, y))
+    cost = {
+        "cosine": lambda p, q: 1.0 - np.sum(unit(p) * unit(q)),
+        "squared_euclidean": lambda p, q: np.sum((p - q) ** 2),
+    }[metric]
+    return np.array([[cost(p, q) for q in y] for p in x])
+
+
+def ipot_plan(cost, a, b, beta, num_iters):
+    """Lohit & Jones 2020, algorithm 1, line by line."""
+    n, m = cost.shape
+    sigma = np.ones(m) / m
+    plan = np.ones((n, m))
+    kernel = np.exp(-np.float64(cost) / beta)
+    for _ in range(num_iters):
+        q = kernel * plan
+        delta = a / (q @ sigma)
+        sigma = b / (q.T @ delta)
+        plan = np.diag(delta) @ q @ np.diag(sigma)
+    return plan
+
+
+def relaxed_emd(cost, a, b):
+    """max(sum_i a_i min_j C_ij, sum_j b_j min_i C_ij), over massive points."""
+    rows = sum(a[i] * min(cost[i, b > 0]) for i in np.flatnonzero(a))
+    columns = sum(b[j] * min(cost[a > 0, j]) for j in np.flatnonzero(b))
+    return max(rows, columns)
+
+
+def exact_transport_cost(cost):
+    """Cost of the best permutation over n; uniform masses, n <= 6."""
+    n = len(cost)
+    assert cost.shape == (n, n)
+    assert n <= 6
+    return min(
+        sum(cost[i, j] for i, j in enumerate(permutation)) / n
+        for permutation in itertools.permutations(range(n))
+    )
+
+
+def central_difference(function, x, step=1e-5):
+    """Gradient at x of a function of one array with scalar values."""
+    x = np.float64(x)
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*x.shape):
+        above, below = x.copy(), x.copy()
+        above[index] += step
+        below[index] -= step
+        gradient[index] = (function(above) - function(below)) / (2 * step)
+    return gradient

@@ -1,0 +1,309 @@
+"""Tests of tfkd.export."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfkd import export
+from tfkd.export import export_student, predict, replacing
+
+FORMATS = ("saved_model", "tflite", "keras")
+
+
+@pytest.fixture
+def student(make_network):
+    return make_network(seed=1)
+
+
+@pytest.fixture
+def inputs(images):
+    return images[0]
+
+
+def expected(student, inputs):
+    return keras.ops.convert_to_numpy(student(inputs, training=False))
+
+
+def test_artefacts_predict_what_the_student_predicts(student, inputs, tmp_path):
+    report = export_student(student, tmp_path, formats=FORMATS)
+    truth = expected(student, inputs)
+    for name in FORMATS:
+        for batch in (1, 3, 8):
+            np.testing.assert_allclose(
+                predict(report[name].path, inputs[:batch]),
+                truth[:batch],
+                atol=1e-5,
+            )
+
+
+def test_names_are_those_of_the_docstring(student, tmp_path):
+    export_student(student, tmp_path / "new" / "folder", formats=FORMATS)
+    names = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert names == {"saved_model", "student.tflite", "student.keras"}
+
+
+def test_report_is_measured_on_the_files(student, inputs, tmp_path):
+    report = export_student(student, tmp_path, formats=FORMATS, check=inputs)
+    assert tuple(report) == FORMATS
+    truth = expected(student, inputs)
+    for artefact in report.values():
+        difference = np.abs(predict(artefact.path, inputs) - truth).max()
+        assert artefact.max_difference == pytest.approx(difference, abs=1e-9)
+        assert artefact.label_agreement == 1.0
+    tflite = tmp_path / "student.tflite"
+    assert report["tflite"].bytes == tflite.stat().st_size
+    folder = tmp_path / "saved_model"
+    sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+    assert report["saved_model"].bytes == sum(sizes)
+
+
+def test_report_shows_an_artefact_that_differs(
+    student, inputs, tmp_path, monkeypatch
+):
+    truth = expected(student, inputs)
+    shifted = np.roll(truth, 1, axis=-1)
+    monkeypatch.setattr(export, "predict", lambda path, inputs: shifted)
+    report = export_student(student, tmp_path, check=inputs)
+    difference = np.abs(shifted - truth).max()
+    assert report["tflite"].max_difference == pytest.approx(difference)
+    assert report["tflite"].label_agreement == 0.0
+
+
+def test_report_without_check_batch_has_no_differences(student, tmp_path):
+    report = export_student(student, tmp_path, formats=["keras"])
+    assert report["keras"].max_difference is None
+    assert report["keras"].label_agreement is None
+
+
+def test_student_stays_as_it_was(student, inputs, tmp_path):
+    before = student.get_weights()
+    export_student(student, tmp_path, formats=FORMATS, check=inputs)
+    for old, new in zip(before, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert student.trainable
+
+
+@pytest.mark.parametrize(
+    ("policy", "nested"), [("mixed_float16", True), ("mixed_bfloat16", False)]
+)
+def test_students_of_16_bits_are_exported_in_float32(
+    make_network, inputs, tmp_path, policy, nested
+):
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = student = make_network(seed=1)
+        if nested:
+            student = keras.Sequential([keras.Input((8, 8, 2)), network])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    exact = expected(make_network(seed=1), inputs)
+    report = export_student(student, tmp_path, check=inputs)
+    for artefact in report.values():
+        np.testing.assert_allclose(
+            predict(artefact.path, inputs), exact, atol=1e-5
+        )
+        # bfloat16 has 8 significant bits, and the logits are of order 1.
+        assert 0.0 < artefact.max_difference < 0.1
+    assert network.get_layer("conv1").compute_dtype == policy[6:]
+
+
+@keras.saving.register_keras_serializable("test_export")
+class Subclassed(keras.Model):
+    """A model whose config governs its precision only if it passes it on."""
+
+    def __init__(self, passes_on=True, **kwargs):
+        super().__init__(**kwargs)
+        self.passes_on = passes_on
+        dtype = self.dtype_policy if passes_on else "mixed_bfloat16"
+        self.dense = keras.layers.Dense(3, dtype=dtype)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "passes_on": self.passes_on}
+
+
+def test_subclassed_student_of_16_bits_is_exported_in_float32(tmp_path):
+    student = Subclassed(dtype="mixed_bfloat16")
+    inputs = np.eye(4, dtype=np.float32)
+    student(inputs)
+    report = export_student(student, tmp_path)
+    kernel, bias = student.get_weights()
+    for artefact in report.values():
+        np.testing.assert_allclose(
+            predict(artefact.path, inputs), kernel + bias, atol=1e-6
+        )
+
+
+def test_precision_that_no_config_governs_is_refused(tmp_path):
+    student = Subclassed(passes_on=False)
+    student(np.eye(4, dtype=np.float32))
+    with pytest.raises(ValueError, match="whatever its config says"):
+        export_student(student, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorflows_own_interpreter_serves_without_litert(
+    student, inputs, tmp_path, monkeypatch
+):
+    report = export_student(student, tmp_path, formats=["tflite"])
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    np.testing.assert_allclose(
+        predict(report["tflite"].path, inputs),
+        expected(student, inputs),
+        atol=1e-5,
+    )
+
+
+def test_failure_leaves_nothing(student, tmp_path, monkeypatch):
+    def fail(path):
+        raise RuntimeError("no converter")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", fail)
+    with pytest.raises(RuntimeError, match="no converter"):
+        export_student(student, tmp_path / "a" / "b", formats=FORMATS)
+    assert not any(tmp_path.iterdir())
+
+
+def test_failure_leaves_earlier_artefacts(
+    student, make_network, inputs, tmp_path, monkeypatch
+):
+    export_student(student, tmp_path, formats=FORMATS)
+    before = _contents(tmp_path)
+
+    def fail(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export_student(make_network(seed=2), tmp_path, formats=FORMATS)
+    assert _contents(tmp_path) == before
+
+
+def test_earlier_artefacts_are_replaced(
+    student, make_network, inputs, tmp_path
+):
+    export_student(make_network(seed=2), tmp_path, formats=FORMATS)
+    report = export_student(student, tmp_path, formats=FORMATS, check=inputs)
+    assert len(list(tmp_path.iterdir())) == 3
+    for artefact in report.values():
+        np.testing.assert_allclose(
+            predict(artefact.path, inputs),
+            expected(student, inputs),
+            atol=1e-5,
+        )
+
+
+def test_folder_of_something_else_is_not_replaced(student, tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="not a SavedModel"):
+        export_student(student, tmp_path)
+    assert _contents(tmp_path) == {"saved_model/thesis.tex": b"mine"}
+
+
+@pytest.mark.parametrize("formats", [("onyx",), ("keras", "onyx"), ()])
+def test_unknown_formats_are_refused(student, tmp_path, formats):
+    with pytest.raises(ValueError, match=r"one or more of \('saved_model'"):
+        export_student(student, tmp_path / "out", formats=formats)
+    assert not any(tmp_path.iterdir())
+
+
+def test_unbuilt_student_is_refused(tmp_path):
+    student = keras.Sequential([keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="built Keras model"):
+        export_student(student, tmp_path)
+
+
+def test_predict_says_what_it_cannot_load(tmp_path, inputs):
+    with pytest.raises(FileNotFoundError, match="No exported model"):
+        predict(tmp_path / "nothing.tflite", inputs)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\.tflite or \.keras"):
+        predict(tmp_path / "model.bin", inputs)
+
+
+def test_predict_takes_models_of_one_output(tmp_path):
+    x = keras.Input((2,))
+    student = keras.Model(x, [keras.layers.Dense(2)(x), x])
+    report = export_student(student, tmp_path, formats=FORMATS)
+    for artefact in report.values():
+        with pytest.raises(ValueError, match="one output"):
+            predict(artefact.path, np.zeros([1, 2], np.float32))
+
+
+# === replacing ===
+
+
+def test_replacing_puts_files_and_folders_in_place(tmp_path):
+    for text in ("old", "new"):
+        with replacing(tmp_path / "deep" / "file.txt") as file:
+            assert file.suffix == ".txt"
+            file.write_text(text)
+        with replacing(tmp_path / "folder") as folder:
+            folder.mkdir()
+            (folder / text).write_text(text)
+    assert _contents(tmp_path) == {
+        "deep/file.txt": b"new",
+        "folder/new": b"new",
+    }
+
+
+@pytest.mark.parametrize("name", ["file.txt", "folder", "missing/x"])
+def test_replacing_changes_nothing_when_the_body_raises(tmp_path, name):
+    (tmp_path / "file.txt").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    before = _contents(tmp_path)
+
+    def write_half(write):
+        with replacing(tmp_path / name) as temporary:
+            write(temporary)
+            raise KeyboardInterrupt
+
+    for write in (lambda p: p.mkdir(), lambda p: p.write_text("half")):
+        with pytest.raises(KeyboardInterrupt):
+            write_half(write)
+    assert _contents(tmp_path) == before
+    assert not (tmp_path / "missing").exists()
+
+
+def test_replacing_keeps_files_and_folders_apart(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    before = _contents(tmp_path)
+    with (
+        pytest.raises(FileExistsError, match="is a folder"),
+        replacing(tmp_path / "folder") as temporary,
+    ):
+        temporary.write_text("new")
+    with (
+        pytest.raises(FileExistsError, match="is a file"),
+        replacing(tmp_path / "file") as temporary,
+    ):
+        temporary.mkdir()
+    assert _contents(tmp_path) == before
+
+
+def test_replacing_follows_links(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with replacing(tmp_path / "link") as folder:
+        folder.mkdir()
+        (folder / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "new").read_text() == "new"
+
+
+def _contents(folder):
+    """Relative path -> bytes of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,114 @@
+"""Checks of the data that users bring, before any training."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def check_data(x, y, *, outlines, classes):
+    """Refuses data that no step could use.
+
+    Args:
+        x: What `fit` takes: arrays, a `tf.data.Dataset` or anything else,
+            which is not looked at.
+        y: Labels, or None.
+        outlines: `Outline`s of the networks that will be given x.
+        classes: Number of classes that sparse labels are to be below, or
+            None.
+
+    Returns:
+        `x`; of a dataset with sparse labels, one that checks them as they
+        come.
+
+    Raises:
+        ValueError: If the data are empty, not batched, of another shape than
+            a network takes, or hold labels out of range.
+    """
+    if isinstance(x, tf.data.Dataset):
+        if x.cardinality().numpy() == 0:
+            raise ValueError("The dataset is empty.")
+        specs = x.element_spec
+        _require_shapes(specs[0] if _is_pair(specs) else specs, outlines)
+        labelled = _is_pair(specs) and isinstance(specs[1], tf.TensorSpec)
+        if classes is None or not labelled:
+            return x
+        return x.map(
+            lambda *batch: _with_checked_labels(batch, classes),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+    arrays = keras.tree.flatten(x)
+    if not arrays:
+        raise ValueError("The data are empty.")
+    if all(hasattr(array, "shape") for array in arrays):
+        if any(0 in array.shape[:1] for array in arrays):
+            raise ValueError("The data are empty.")
+        _require_shapes(x, outlines)
+        if classes is not None and hasattr(y, "shape"):
+            _require_labels(np.asarray(y), classes)
+    return x
+
+
+def _is_pair(specs):
+    return isinstance(specs, tuple) and len(specs) >= 2
+
+
+def _with_checked_labels(batch, classes):
+    """The batch, whose labels fail in the pipeline if they are wrong."""
+    x, y, *rest = batch
+    if _is_one_hot(y.shape, classes):
+        return batch
+    integers = tf.cast(y, tf.int64)
+    in_range = tf.reduce_all((integers >= 0) & (integers < classes))
+    if y.dtype.is_floating:
+        in_range &= tf.reduce_all(tf.cast(integers, y.dtype) == y)
+    message = f"Labels out of range: expected 0 to {classes - 1}, got"
+    check = tf.debugging.Assert(in_range, [message, y])
+    with tf.control_dependencies([check]):
+        return (x, tf.identity(y), *rest)
+
+
+def _require_labels(y, classes):
+    if not y.size:
+        raise ValueError("The labels are empty.")
+    if _is_one_hot(y.shape, classes):
+        return
+    if y.min() < 0 or y.max() >= classes or np.any(y != np.floor(y)):
+        raise ValueError(
+            f"Labels out of range: expected 0 to {classes - 1}. "
+            f"Received labels from {y.min()} to {y.max()}."
+        )
+
+
+def _is_one_hot(shape, classes):
+    return len(shape) > 1 and shape[-1] == classes > 1
+
+
+def _require_shapes(data, outlines):
+    """Raises if a network takes other shapes than the data have."""
+    for outline in outlines:
+        try:
+            keras.tree.assert_same_structure(data, outline.inputs)
+        except (ValueError, TypeError):
+            continue  # Keras maps structures by name and order.
+        for ours, spec in zip(
+            keras.tree.flatten(data),
+            keras.tree.flatten(outline.inputs),
+            strict=True,
+        ):
+            _require_shape(tf.TensorShape(ours.shape), spec.shape, outline)
+
+
+def _require_shape(shape, wanted, outline):
+    if shape.is_compatible_with(wanted):
+        return
+    # Keras gives numbers an axis of size 1.
+    if shape.rank == 1 and wanted.rank == 2 and wanted[-1] in (1, None):
+        return
+    hint = ""
+    if shape.is_compatible_with(wanted[1:]):
+        hint = " They are not batched: use dataset.batch(n) or x[None]."
+    raise ValueError(
+        f"'{outline.name}' takes inputs of shape {wanted}, the data have "
+        f"{shape}.{hint}"
+    )
