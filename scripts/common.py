@@ -52,6 +52,10 @@ with quiet():
     from tfkd.export import replacing
     from tfkd.trace import outline
 
+if not _USER_WANTS_LOGS:
+    # Each student is traced anew, which TensorFlow takes for a mistake.
+    tf.get_logger().setLevel("ERROR")
+
 SAVED_MODELS = pathlib.Path(__file__).resolve().parents[1] / "saved_models"
 
 # Validation during a run: often enough for a curve, at a small part of the

@@ -1,8 +1,18 @@
 """Knowledge distillation and transfer for Keras models on TensorFlow."""
 
-from tfkd import data, export, losses, matches, methods, models, transport
+from tfkd import (
+    analysis,
+    data,
+    export,
+    losses,
+    matches,
+    methods,
+    models,
+    transport,
+)
 from tfkd.distiller import Distiller
 from tfkd.matches import (
+    AttentionJacobianMatch,
     InputNoiseMatch,
     JacobianMatch,
     JacobianPenalty,
@@ -12,11 +22,13 @@ from tfkd.matches import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionJacobianMatch",
     "Distiller",
     "InputNoiseMatch",
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "analysis",
     "data",
     "export",
     "losses",

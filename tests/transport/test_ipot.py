@@ -380,7 +380,7 @@ def test_gradient_points_near_the_exact_one(d, metric, seed):
     """Less near than the cost: plans of almost one cost share their mass.
 
     The uniform plan's gradient, which is the least that a solver would give,
-    is at a cosine of 0.5 or less.
+    is at a cosine of 0.7 or less.
     """
     x, y = np.float32(np.random.default_rng(seed).normal(size=(2, 64, d)))
     x = tf.constant(x)
@@ -402,4 +402,4 @@ def test_gradient_points_near_the_exact_one(d, metric, seed):
         for name, value in values.items()
     }
     assert np.sum(slopes["exact"] * slopes["default"]) > 0.85
-    assert np.sum(slopes["exact"] * slopes["uniform"]) < 0.5
+    assert np.sum(slopes["exact"] * slopes["uniform"]) < 0.7

@@ -232,7 +232,9 @@ def _counter(model, spec, seed):
         shape = tf.concat([[_BLOCK], tf.shape(x)[1:]], axis=0)
         z = tf.random.stateless_normal(shape, key, alg="philox")
         noise = tf.cast(stddev * z[: tf.shape(x)[0]], x.dtype)
-        outputs = model(tf.ensure_shape(x + noise, x.shape), training=False)
+        # The sum has forgotten the static shape, which layers may ask for.
+        noisy = tf.ensure_shape(x + noise, x.shape)
+        outputs = model(noisy, training=False)
         if not tf.is_tensor(outputs) or not _are_scores(outputs.shape):
             raise ValueError(
                 "Invalid value for argument `model`. Expected one output "

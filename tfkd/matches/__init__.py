@@ -1,5 +1,6 @@
 """Where two networks are compared, through what, and how much it counts."""
 
+from tfkd.matches.attention import AttentionJacobianMatch
 from tfkd.matches.base import BaseMatch
 from tfkd.matches.jacobian import (
     InputNoiseMatch,
@@ -9,6 +10,7 @@ from tfkd.matches.jacobian import (
 from tfkd.matches.match import Match
 
 __all__ = [
+    "AttentionJacobianMatch",
     "BaseMatch",
     "InputNoiseMatch",
     "JacobianMatch",

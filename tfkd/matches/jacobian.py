@@ -39,15 +39,10 @@ _STATISTICS = ("moving", "frozen", "batch")
 
 
 class InputGradientMatch(BaseMatch):
-    """What matches of input gradients share: outputs, directions, pass.
+    """What all matches of input gradients share: which pass they read.
 
     Args:
-        of: "label", "top" or "all"; ignored with `num_projections`.
-        num_projections: Number of random directions in output space, or
-            None.
         batch_statistics: "moving", "frozen" or "batch".
-        fraction: Part of the batch, in (0, 1].
-        seed: Of the random directions.
         weight: As of `BaseMatch`.
         name: As of `BaseMatch`.
 
@@ -57,55 +52,22 @@ class InputGradientMatch(BaseMatch):
 
     needs_input_gradient = True
 
-    def __init__(
-        self,
-        *,
-        of="label",
-        num_projections=None,
-        batch_statistics="moving",
-        fraction=1.0,
-        seed=0,
-        weight=1.0,
-        name=None,
-    ):
+    def __init__(self, *, batch_statistics="moving", weight=1.0, name=None):
         super().__init__(weight=weight, name=name)
-        self.of = _one_of(of, ("label", "top", "all"), "of")
-        self.num_projections = _count_or_none(num_projections)
-        self.batch_statistics = _one_of(
+        self.batch_statistics = one_of(
             batch_statistics, _STATISTICS, "batch_statistics"
         )
-        self.fraction = _share(fraction)
-        if self.fraction < 1 and self.batch_statistics != "moving":
-            raise ValueError(
-                "A fraction of the batch needs a pass of its own, so "
-                'batch_statistics="moving". '
-                f"Received: batch_statistics={batch_statistics!r}"
-            )
-        self.seed = seed
-        if num_projections is not None:
-            self._seeds = keras.random.SeedGenerator(seed)
-
-    @property
-    def needs_labels(self):
-        """Whether the true class is asked for."""
-        return self.of == "label" and self.num_projections is None
 
     @property
     def freezes_statistics(self):
         """As `BaseMatch.freezes_statistics`."""
         return self.batch_statistics == "frozen"
 
-    @property
-    def has_own_pass(self):
-        """Whether only a part of the batch is looked at."""
-        return self.fraction < 1
-
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; decides which pass of the student it reads."""
         for outline in (student, teacher):
             if outline is not None:
-                _require_classes(outline, type(self).__name__)
-        self._classes = student.signals[None].shape[-1]
+                _require_floating_input(outline, type(self).__name__)
         for op in _WITHOUT_SECOND_ORDER:
             if op in student.ops:
                 raise ValueError(
@@ -117,6 +79,70 @@ class InputGradientMatch(BaseMatch):
                 )
         own_pass = self.batch_statistics == "moving" and student.mixes_modes
         self.student_pass = "inference" if own_pass else "training"
+        super().bind(student=student, teacher=teacher)
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {
+            **super().get_config(),
+            "batch_statistics": self.batch_statistics,
+        }
+
+
+class OutputGradientMatch(InputGradientMatch):
+    """What matches of the outputs' gradients share: which, of how many.
+
+    Args:
+        of: "label", "top" or "all"; ignored with `num_projections`.
+        num_projections: Number of random directions in output space, or
+            None.
+        fraction: Part of the batch, in (0, 1].
+        seed: Of the random directions.
+        **kwargs: As of `InputGradientMatch`.
+
+    Raises:
+        ValueError: If an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        *,
+        of="label",
+        num_projections=None,
+        fraction=1.0,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.of = one_of(of, ("label", "top", "all"), "of")
+        self.num_projections = _count_or_none(num_projections)
+        self.fraction = _share(fraction)
+        if self.fraction < 1 and self.batch_statistics != "moving":
+            raise ValueError(
+                "A fraction of the batch needs a pass of its own, so "
+                'batch_statistics="moving". '
+                f"Received: batch_statistics={self.batch_statistics!r}"
+            )
+        self.seed = seed
+        if num_projections is not None:
+            self._seeds = keras.random.SeedGenerator(seed)
+
+    @property
+    def needs_labels(self):
+        """Whether the true class is asked for."""
+        return self.of == "label" and self.num_projections is None
+
+    @property
+    def has_own_pass(self):
+        """Whether only a part of the batch is looked at."""
+        return self.fraction < 1
+
+    def bind(self, *, student, teacher):
+        """As `InputGradientMatch.bind`."""
+        for outline in (student, teacher):
+            if outline is not None:
+                _require_classes(outline, type(self).__name__)
+        self._classes = student.signals[None].shape[-1]
         super().bind(student=student, teacher=teacher)
 
     def trace_student(self, model, inputs, labels, observed):
@@ -179,7 +205,7 @@ class InputGradientMatch(BaseMatch):
                 )
                 for i in range(selection.shape[1])
             ]
-        return tf.stack([_gradient(trace, fn) for fn in functions], axis=1)
+        return tf.stack([input_rows(trace, fn) for fn in functions], axis=1)
 
     @property
     def where(self):
@@ -211,14 +237,13 @@ class InputGradientMatch(BaseMatch):
             **super().get_config(),
             "of": self.of,
             "num_projections": self.num_projections,
-            "batch_statistics": self.batch_statistics,
             "fraction": self.fraction,
             "seed": self.seed,
         }
 
 
 @keras.saving.register_keras_serializable("tfkd")
-class JacobianMatch(InputGradientMatch):
+class JacobianMatch(OutputGradientMatch):
     """Matches the Jacobians of two networks' outputs.
 
     Formula: mean over the batch of `loss(dT/dx, dS/dx)`; with the default
@@ -351,7 +376,7 @@ class JacobianMatch(InputGradientMatch):
 
 
 @keras.saving.register_keras_serializable("tfkd")
-class JacobianPenalty(InputGradientMatch):
+class JacobianPenalty(OutputGradientMatch):
     """Penalises the student's own Jacobian: robustness to input noise.
 
     Needs no teacher: `Distiller(student=..., matches=[JacobianPenalty()])`.
@@ -391,7 +416,7 @@ class JacobianPenalty(InputGradientMatch):
 
     def __init__(self, form="squared_error", *, of=None, **kwargs):
         forms = ("squared_error", "cross_entropy", "printed_cross_entropy")
-        _one_of(form, forms, "form")
+        one_of(form, forms, "form")
         fixed = {"cross_entropy": "all", "printed_cross_entropy": "label"}
         default = fixed.get(form, "label")
         if of is not None and form in fixed and of != default:
@@ -509,6 +534,7 @@ class InputNoiseMatch(BaseMatch):
         """As `BaseMatch.bind`."""
         for outline in (student, teacher):
             _require_classes(outline, "InputNoiseMatch")
+            _require_floating_input(outline, "InputNoiseMatch")
             if getattr(self.loss, "needs_logits", False):
                 signal = outline.signals[None]
                 refuse_probabilities(self.loss, outline, signal)
@@ -579,7 +605,20 @@ def draw_seed(generator, seed, training):
     return tf.cast(drawn, tf.int32)
 
 
-def _one_of(value, allowed, argument):
+def one_of(value, allowed, argument):
+    """`value` if it is allowed.
+
+    Args:
+        value: Anything.
+        allowed: The values to choose from.
+        argument: The argument's name, for the error.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is another.
+    """
     if value not in allowed:
         raise ValueError(
             f"Invalid value for argument `{argument}`. Expected one of "
@@ -613,13 +652,17 @@ def _share(fraction):
 
 
 def _require_classes(outline, name):
-    """Raises unless a network maps floating inputs to `[batch, classes]`."""
+    """Raises unless a network returns `[batch, classes]`."""
     signal = outline.signals[None]
     if not isinstance(signal, Signal) or len(signal.shape) != 2:
         raise ValueError(
             f"{name} compares outputs of shape [batch, classes]. "
             f"Received: '{outline.name}' with {signal}"
         )
+
+
+def _require_floating_input(outline, name):
+    """Raises unless a network can be differentiated by its input."""
     for spec in keras.tree.flatten(outline.inputs):
         if not spec.dtype.is_floating:
             raise ValueError(
@@ -628,8 +671,16 @@ def _require_classes(outline, name):
             )
 
 
-def _gradient(trace, fn):
-    """The input gradient of one scalar per example, as `[batch, inputs]`."""
+def input_rows(trace, fn):
+    """The input gradient of one scalar per example, as a row each.
+
+    Args:
+        trace: A differentiable `Trace`.
+        fn: As of `Trace.input_gradient`.
+
+    Returns:
+        `[batch, inputs]`, all inputs flattened and joined.
+    """
     gradients = keras.tree.flatten(trace.input_gradient(fn))
     return tf.concat(
         [tf.reshape(g, [tf.shape(g)[0], _size(g)]) for g in gradients],

@@ -1,0 +1,316 @@
+"""scripts/evaluate.py: its numbers, its files, what it refuses."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
+
+import evaluate
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfkd import data
+from tfkd.analysis import noise_robustness
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Split -> its images and labels, as arrays."""
+    dataset = data.load("digits", batch_size=100)
+    return {
+        name: tuple(
+            np.concatenate(part)
+            for part in zip(
+                *getattr(dataset, name).as_numpy_iterator(), strict=True
+            )
+        )
+        for name in ("train", "validation", "test")
+    }
+
+
+def nearest_mean(images, labels, scale):
+    """Logits `scale (m_c . x - |m_c|^2 / 2)`, m_c the mean of class c.
+
+    The largest is that of the nearest mean.
+    """
+    means = np.stack([images[labels == c].mean(axis=0) for c in range(10)])
+    means = means.reshape(10, -1)
+    model = keras.Sequential(
+        [
+            keras.Input(images.shape[1:]),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    bias = -np.square(means).sum(axis=1) / 2
+    model.set_weights([scale * means.T, scale * bias])
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(splits, tmp_path_factory):
+    """Two networks in files of one name; the second is unsure."""
+    folder = tmp_path_factory.mktemp("networks")
+    paths = []
+    for name, scale in (("sure", 0.02), ("unsure", 0.001)):
+        path = folder / name / "student.keras"
+        path.parent.mkdir()
+        nearest_mean(*splits["train"], scale).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def direct(file, images, labels):
+    """Accuracy and mean cross-entropy by NumPy, in float64."""
+    kernel, bias = map(np.float64, keras.saving.load_model(file).get_weights())
+    logits = images.reshape(len(images), -1) @ kernel + bias
+    losses = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(
+        logits, labels[:, None], axis=1
+    ).squeeze(1)
+    return np.mean(logits.argmax(axis=1) == labels), losses.mean()
+
+
+def rows(text):
+    """The cells of a Markdown table's rows below its rule."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[c.strip() for c in line[1:-1].split("|")] for line in lines[2:]]
+
+
+def test_prints_what_numpy_computes(files, splits, capsys):
+    """Also of the training split, which never has the same order twice."""
+    for split in ("test", "train"):
+        assert evaluate.main([*files, "--split", split]) == 0
+        table = rows(capsys.readouterr().out)
+        expected = []
+        for label, file in zip(("sure", "unsure"), files, strict=True):
+            accuracy, loss = direct(file, *splits[split])
+            assert 0.85 < accuracy < 1.0
+            expected.append(
+                [
+                    f"{label}/student.keras",
+                    "10,250",  # 32 * 32 * 10 + 10
+                    f"{100 * accuracy:.1f}",
+                    f"{loss:.4f}",
+                ]
+            )
+        assert table == expected
+        assert expected[0][3] != expected[1][3]
+
+
+def test_noise_columns_are_mean_and_deviation_of_the_draws(
+    files, splits, capsys
+):
+    options = ["--noise", "--stddevs", "0", "2.5", "--draws", "3"]
+    assert evaluate.main([files[0], *options]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    result = noise_robustness(
+        keras.saving.load_model(files[0]),
+        splits["test"],
+        stddevs=[0, 2.5],
+        draws=3,
+    )
+    clean, noisy = 100 * result.accuracies
+    assert row[2] == row[4] == f"{clean[0]:.1f}"
+    assert row[5] == f"{noisy.mean():.1f} ± {noisy.std(ddof=1):.1f}"
+    assert noisy.std() > 0
+
+
+def test_the_default_levels_are_those_of_the_paper(files, capsys):
+    assert evaluate.main([files[0], "--noise", "--draws", "1"]) == 0
+    header = capsys.readouterr().out.splitlines()[2]
+    names = [name.strip() for name in header[1:-1].split("|")]
+    assert names[4:] == [f"% at std 0{s}" for s in ("", ".1", ".2", ".3", ".4")]
+
+
+def test_writes_all_numbers_and_how_they_were_made(files, tmp_path, capsys):
+    """The two networks decide alike, so noise turns the same answers."""
+    output = tmp_path / "run"
+    options = ["--noise", "--stddevs", "2.5", "--draws", "2"]
+    evaluate.main([*files, *options, "--output", str(output)])
+    table = rows(capsys.readouterr().out)
+    written = {path.name for path in output.iterdir()}
+    assert written == {
+        "config.json",
+        "evaluation.json",
+        "noise.png",
+        "report.md",
+    }
+    networks = json.loads((output / "evaluation.json").read_text())["networks"]
+    assert [network["file"] for network in networks] == files
+    for network, row in zip(networks, table, strict=True):
+        noise = network["noise"]
+        assert noise["stddevs"] == [2.5]
+        draws = np.array(noise["accuracies"])
+        np.testing.assert_allclose(noise["mean"], draws.mean(axis=1))
+        np.testing.assert_allclose(noise["std"], draws.std(axis=1, ddof=1))
+        assert f"{100 * network['accuracy']:.1f}" == row[2]
+        assert f"{network['cross_entropy_nats']:.4f}" == row[3]
+        assert network["parameters"] == 10250
+    assert networks[0]["noise"] == networks[1]["noise"]
+    report = (output / "report.md").read_text()
+    assert rows(report) == table
+    assert "noise.png" in report
+    config = json.loads((output / "config.json").read_text())
+    assert config["script"] == "evaluate"
+    assert config["options"]["draws"] == 2
+    assert tf.io.decode_png((output / "noise.png").read_bytes()).shape[2] == 4
+
+
+def test_without_noise_it_writes_no_noise(files, tmp_path):
+    output = tmp_path / "run"
+    evaluate.main([files[0], "--output", str(output)])
+    assert not (output / "noise.png").exists()
+    assert "noise" not in (output / "report.md").read_text()
+    (network,) = json.loads((output / "evaluation.json").read_text())[
+        "networks"
+    ]
+    assert "noise" not in network
+
+
+def test_one_draw_is_valid_json(files, tmp_path):
+    output = tmp_path / "run"
+    options = ["--noise", "--draws", "1", "--stddevs", "1"]
+    evaluate.main([files[0], *options, "--output", str(output)])
+    text = (output / "evaluation.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["networks"][0]["noise"]["std"] is None
+
+
+def test_replaces_its_own_run_only_when_told(files, tmp_path, capsys):
+    output = str(tmp_path / "run")
+    arguments = [files[0], "--split", "validation", "--output", output]
+    evaluate.main(arguments)
+    assert "holds another run" in refusal(arguments, capsys)
+    assert evaluate.main([*arguments, "--overwrite"]) == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    arguments = [files[0], "--output", str(other), "--overwrite"]
+    assert "never replaced" in refusal(arguments, capsys)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_an_interrupted_run_writes_nothing(
+    files, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.common, "evaluate", interrupt)
+    output = tmp_path / "folder" / "run"
+    assert evaluate.main([files[0], "--output", str(output)]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def refusal(arguments, capsys):
+    """The one line on stderr of a script that ends with code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        evaluate.main([str(argument) for argument in arguments])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "imagenet"], "argument --dataset: .*'imagenet'"),
+        (["--split", "all"], "argument --split: invalid choice: 'all'"),
+        (["--noise", "--stddevs", "-0.1"], "number >= 0, not '-0.1'"),
+        (["--noise", "--stddevs", "nan"], "number >= 0, not 'nan'"),
+        (["--noise", "--stddevs", "1", "1"], "--stddevs: .1.0. given twice"),
+        (["--noise", "--draws", "0"], "--draws: expected an integer >= 1"),
+        (["--stddevs", "0.5"], "argument --stddevs: only with --noise"),
+        (["--draws", "3"], "argument --draws: only with --noise"),
+        (["--overwrite"], "argument --overwrite: only with --output"),
+    ],
+)
+def test_refuses_bad_options(options, message, files, capsys, tmp_path):
+    output = tmp_path / "run"
+    if "--overwrite" not in options:
+        options = [*options, "--output", output]
+    line = refusal([files[0], *options], capsys)
+    assert re.search(message, line)
+    assert not output.exists()
+
+
+def test_refuses_bad_files(files, capsys, tmp_path):
+    x = keras.Input([32, 32, 1])
+    flat = keras.layers.Flatten()(x)
+    small = keras.Input([28, 28, 1])
+    models = {
+        "classes": keras.Model(x, keras.layers.Dense(7)(flat)),
+        "softmax": keras.Model(
+            x, keras.layers.Dense(10, activation="softmax")(flat)
+        ),
+        "shape": keras.Model(
+            small, keras.layers.Dense(10)(keras.layers.Flatten()(small))
+        ),
+    }
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
+    (tmp_path / "text.keras").write_text("no network")
+    output = tmp_path / "run"
+    for name, message in {
+        "classes.keras": "has 10 classes",
+        "softmax.keras": "ends in softmax",
+        "shape.keras": "has images of shape (32, 32, 1)",
+        "text.keras": "is no Keras model",
+        "missing.keras": "No file",
+        "student.tflite": "ends in .keras",
+    }.items():
+        arguments = [files[0], tmp_path / name, "--output", output]
+        line = refusal(arguments, capsys)
+        assert message in line
+        assert name in line
+    arguments = [files[0], files[0], "--output", output]
+    assert "given twice" in refusal(arguments, capsys)
+    assert "required: FILE.keras" in refusal([], capsys)
+    assert not output.exists()
+
+
+def test_runs_as_a_command_without_warnings(files, tmp_path):
+    """--smoke: 179 validation images, two levels, two draws."""
+    third = shutil.copy(files[0], tmp_path)
+    command = [sys.executable, evaluate.__file__, *files, third]
+    # The tests' own log level would count as a user's wish for logs.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "TF_CPP_MIN_LOG_LEVEL"
+    }
+    done = subprocess.run(
+        [*command, "--noise", "--smoke"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert "validation split" in done.stdout
+    assert done.stderr == ""
+    table = rows(done.stdout)
+    assert len(table) == 3
+    for *_, noiseless, noisy in table:
+        assert "±" not in noiseless
+        assert "±" in noisy
+
+
+def test_help_names_the_options(capsys):
+    """A stray percent sign in a help text would end in a traceback."""
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--noise", "--stddevs", "--draws", "--output", "--split"):
+        assert option in text
