@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 import time
 from typing import NamedTuple
@@ -590,6 +591,16 @@ def describe(dataset):
         f"{dataset.num_validation} validation, {dataset.num_test} test "
         f"images of shape {dataset.input_shape}"
     )
+
+
+def start(main):
+    """Ends the process with what `main` returns.
+
+    A request to terminate is handled like Ctrl-C, so that no temporary folder
+    stays behind.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
 
 
 def say(text, end="\n"):

@@ -500,4 +500,4 @@ Inputs are `(pixels - mean) / std` with mean {dataset["mean"]} and std \
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.start(main)

@@ -128,4 +128,4 @@ def _show(row):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.start(main)
