@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfkd.arguments import check_positive
 from tfkd.losses.distribution import comparable, flatten
-from tfkd.losses.soft_targets import check_temperature
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -58,7 +58,7 @@ class JacobianCrossEntropy(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive(temperature, "temperature")
         self.printed = bool(printed)
 
     def call(self, y_true, y_pred):

@@ -1,11 +1,9 @@
 """Knowledge distillation by softened class probabilities."""
 
-import math
-import numbers
-
 import keras
 import tensorflow as tf
 
+from tfkd.arguments import check_positive
 from tfkd.losses.distribution import comparable
 
 
@@ -51,7 +49,7 @@ class SoftTargets(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive(temperature, "temperature")
 
     def call(self, y_true, y_pred):
         """Divergence of each prediction.
@@ -93,28 +91,3 @@ class SoftTargets(keras.losses.Loss):
             "temperature": self.temperature,
             "dtype": self.dtype,
         }
-
-
-def check_temperature(temperature):
-    """`temperature` as a float, if it is a finite number > 0.
-
-    Args:
-        temperature: Anything.
-
-    Returns:
-        A float.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
-    if (
-        not isinstance(temperature, numbers.Real)
-        or isinstance(temperature, bool)
-        or not math.isfinite(temperature)
-        or temperature <= 0
-    ):
-        raise ValueError(
-            "Invalid value for argument `temperature`. Expected a finite "
-            f"number > 0. Received: temperature={temperature!r}"
-        )
-    return float(temperature)

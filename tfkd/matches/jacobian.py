@@ -6,6 +6,7 @@ import numbers
 import keras
 import tensorflow as tf
 
+from tfkd.arguments import check_choice, check_count, check_positive
 from tfkd.losses import SquaredError
 from tfkd.matches.base import (
     BaseMatch,
@@ -54,7 +55,7 @@ class InputGradientMatch(BaseMatch):
 
     def __init__(self, *, batch_statistics="moving", weight=1.0, name=None):
         super().__init__(weight=weight, name=name)
-        self.batch_statistics = one_of(
+        self.batch_statistics = check_choice(
             batch_statistics, _STATISTICS, "batch_statistics"
         )
 
@@ -114,8 +115,10 @@ class OutputGradientMatch(InputGradientMatch):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.of = one_of(of, ("label", "top", "all"), "of")
-        self.num_projections = _count_or_none(num_projections)
+        self.of = check_choice(of, ("label", "top", "all"), "of")
+        if num_projections is not None:
+            check_count(num_projections, "num_projections")
+        self.num_projections = num_projections
         self.fraction = _share(fraction)
         if self.fraction < 1 and self.batch_statistics != "moving":
             raise ValueError(
@@ -416,7 +419,7 @@ class JacobianPenalty(OutputGradientMatch):
 
     def __init__(self, form="squared_error", *, of=None, **kwargs):
         forms = ("squared_error", "cross_entropy", "printed_cross_entropy")
-        one_of(form, forms, "form")
+        check_choice(form, forms, "form")
         fixed = {"cross_entropy": "all", "printed_cross_entropy": "label"}
         default = fixed.get(form, "label")
         if of is not None and form in fixed and of != default:
@@ -515,17 +518,7 @@ class InputNoiseMatch(BaseMatch):
 
     def __init__(self, stddev, loss=None, *, seed=0, weight=1.0, name=None):
         super().__init__(weight=weight, name=name)
-        if (
-            not isinstance(stddev, numbers.Real)
-            or isinstance(stddev, bool)
-            or not math.isfinite(stddev)
-            or stddev <= 0
-        ):
-            raise ValueError(
-                "Invalid value for argument `stddev`. Expected a finite "
-                f"number > 0. Received: stddev={stddev!r}"
-            )
-        self.stddev = float(stddev)
+        self.stddev = check_positive(stddev, "stddev")
         self.loss = as_loss(SquaredError() if loss is None else loss)
         self.seed = seed
         self._seeds = keras.random.SeedGenerator(seed)
@@ -603,39 +596,6 @@ def draw_seed(generator, seed, training):
     """
     drawn = generator.next() if training else [seed, 0]
     return tf.cast(drawn, tf.int32)
-
-
-def one_of(value, allowed, argument):
-    """`value` if it is allowed.
-
-    Args:
-        value: Anything.
-        allowed: The values to choose from.
-        argument: The argument's name, for the error.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it is another.
-    """
-    if value not in allowed:
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected one of "
-            f"{allowed}. Received: {argument}={value!r}"
-        )
-    return value
-
-
-def _count_or_none(count):
-    if count is not None and (
-        not isinstance(count, int) or isinstance(count, bool) or count < 1
-    ):
-        raise ValueError(
-            "Invalid value for argument `num_projections`. Expected an "
-            f"integer >= 1 or None. Received: num_projections={count!r}"
-        )
-    return count
 
 
 def _share(fraction):

@@ -1,9 +1,8 @@
 """IPOT: optimal transport by proximal steps, with a certificate."""
 
-import numbers
-
 import tensorflow as tf
 
+from tfkd.arguments import check_count
 from tfkd.transport.plan import Transport, check_problem, min_where
 
 _PAPER_BETA = 20.0
@@ -82,15 +81,7 @@ def check_settings(*, beta, num_iters):
             "Invalid value for argument `beta`. Expected None (scale-free) or "
             f"'paper'. Received: beta={beta!r}"
         )
-    if (
-        not isinstance(num_iters, numbers.Integral)
-        or isinstance(num_iters, bool)
-        or num_iters < 1
-    ):
-        raise ValueError(
-            "Invalid value for argument `num_iters`. Expected an integer "
-            f">= 1. Received: num_iters={num_iters!r}"
-        )
+    check_count(num_iters, "num_iters")
 
 
 # Operation by operation from Python, the loop takes thirty times as long.
