@@ -135,6 +135,37 @@ class Trace:
             gradients,
         )
 
+    def input_derivative(self, fn, directions):
+        """Derivative of several scalars per example along an input direction.
+
+        Costs two backward passes: it is the derivative, by the seeds, of the
+        gradient that seeds of the scalars would give.
+
+        Args:
+            fn: Function of this trace that returns `[batch, scalars]`.
+            directions: Structure of the inputs' shapes, in input units.
+
+        Returns:
+            `[batch, scalars]`, in the scalars' unit, at least float32.
+        """
+        with self._tape:
+            scalars = at_least_float32(fn(self))
+        seeds = tf.zeros_like(scalars)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(seeds)
+            gradients = self._tape.gradient(
+                scalars,
+                self.inputs,
+                output_gradients=seeds,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        return tape.gradient(
+            keras.tree.flatten(gradients),
+            seeds,
+            output_gradients=keras.tree.flatten(directions),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+
     def _run(self, model, layers, training):
         found = {name: find_layer(model, name) for name in layers}
         with contextlib.ExitStack() as taps:

@@ -238,7 +238,7 @@ def test_random_projections_have_the_mean_and_variance_of_the_whole(networks):
     observed = match.observe(
         Trace(teacher, tf.constant(many), differentiable=True), training=True
     )
-    signs = observed["selection"].numpy()[:, 0]  # [draws, classes]
+    signs = observed["combinations"].numpy()[:, 0]  # [draws, classes]
     assert set(np.unique(signs)) == {-1.0, 1.0}
     draws = np.sum((signs @ a) ** 2, axis=-1)
     assert abs(draws.mean() - mean) < 5 * np.sqrt(variance / 4000)
@@ -258,10 +258,46 @@ def test_several_projections_are_averaged(networks, images):
     match.bind(student=outline(student), teacher=outline(teacher))
     x = tf.constant(x)
     observed = match.observe(Trace(teacher, x, differentiable=True))
-    signs = 2 * observed["selection"].numpy()  # 4 directions: / sqrt(4)
+    signs = 2 * observed["combinations"].numpy()  # 4 directions: / sqrt(4)
     expected = np.mean(np.mean(np.sum((signs @ a) ** 2, axis=-1), axis=-1))
     value = match.value(Trace(student, x, differentiable=True), observed)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["average", "max"])
+def test_input_directions_are_columns_of_the_jacobian(
+    float64, make_network, images, pool
+):
+    """Each direction u gives J u; the signs u have E u u^T = 1."""
+    student = make_network(seed=1, name="student", pool=pool)
+    teacher = make_network(6, seed=2, name="teacher", pool=pool)
+    x = tf.constant(images[0])
+    a = _jacobian(lambda x: student(x, training=False), x) - _jacobian(
+        lambda x: teacher(x, training=False), x
+    )
+    match = tfkd.JacobianMatch(num_projections=3, directions="input")
+    match.bind(student=outline(student), teacher=outline(teacher))
+    observed = match.observe(Trace(teacher, x, differentiable=True))
+    signs = observed["directions"].numpy().reshape(8, 3, -1)
+    np.testing.assert_allclose(np.unique(signs), [-(3**-0.5), 3**-0.5])
+    columns = np.einsum("bkd,bmd->bmk", a, signs)
+    value = match.value(Trace(student, x, differentiable=True), observed)
+    expected = np.mean(np.sum(columns**2, axis=(1, 2)))
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+
+
+def test_input_directions_have_the_mean_of_the_whole(networks):
+    """2000 draws; within five standard errors, taken from the draws."""
+    student, _ = networks
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 2))
+    rows = _jacobian(lambda x: student(x, training=False), x)
+    many = np.repeat(x, 2000, axis=0)
+    match = tfkd.JacobianPenalty(num_projections=1, directions="input")
+    value = float(_run(match, student, None, many))
+    signs = np.random.default_rng(1).choice([-1, 1], size=(2000, 128))
+    draws = np.sum((signs @ rows[0].T) ** 2, axis=-1)
+    error = draws.std() / np.sqrt(2000)
+    assert abs(value - np.sum(rows**2)) < 5 * error
 
 
 def test_directions_change_in_training_and_stand_still_in_evaluation(networks):
@@ -272,17 +308,17 @@ def test_directions_change_in_training_and_stand_still_in_evaluation(networks):
     trace = Trace(teacher, x, differentiable=True)
 
     def drawn(training):
-        return match.observe(trace, training=training)["selection"].numpy()
+        return match.observe(trace, training=training)["combinations"].numpy()
 
     assert np.any(drawn(True) != drawn(True))
     np.testing.assert_array_equal(drawn(False), drawn(False))
     again = tfkd.JacobianMatch(num_projections=2, seed=5)
     again.bind(student=outline(student), teacher=outline(teacher))
-    first = again.observe(trace, training=True)["selection"]
+    first = again.observe(trace, training=True)["combinations"]
     fresh = tfkd.JacobianMatch(num_projections=2, seed=5)
     fresh.bind(student=outline(student), teacher=outline(teacher))
     np.testing.assert_array_equal(
-        first, fresh.observe(trace, training=True)["selection"]
+        first, fresh.observe(trace, training=True)["combinations"]
     )
 
 
@@ -361,6 +397,7 @@ def test_input_noise_is_outputs_plus_jacobians(float64):
             tfkd.losses.NormalizedSquaredError(), of="top"
         ),
         lambda: tfkd.JacobianMatch(num_projections=2),
+        lambda: tfkd.JacobianMatch(num_projections=2, directions="input"),
         lambda: tfkd.JacobianMatch(batch_statistics="frozen"),
         lambda: tfkd.JacobianMatch(fraction=0.5),
         lambda: tfkd.JacobianPenalty("cross_entropy"),
@@ -368,7 +405,7 @@ def test_input_noise_is_outputs_plus_jacobians(float64):
         lambda: tfkd.JacobianPenalty(of="all"),
         lambda: tfkd.InputNoiseMatch(0.1),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 @pytest.mark.parametrize("normalization", ["batch", "layer"])
 def test_gradients_of_the_step_are_exact(
@@ -435,6 +472,7 @@ def _seeds(match):
         lambda: tfkd.JacobianMatch(of="first"),
         lambda: tfkd.JacobianMatch(num_projections=0),
         lambda: tfkd.JacobianMatch(num_projections=True),
+        lambda: tfkd.JacobianMatch(directions="input"),
         lambda: tfkd.JacobianMatch(fraction=0.0),
         lambda: tfkd.JacobianMatch(fraction=1.5),
         lambda: tfkd.JacobianMatch(fraction=0.5, batch_statistics="batch"),
@@ -447,7 +485,7 @@ def _seeds(match):
         lambda: tfkd.InputNoiseMatch(float("nan")),
         lambda: tfkd.losses.JacobianCrossEntropy(0.0),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_bad_arguments_are_refused(make):
     with pytest.raises(ValueError, match="Received|no random projections"):

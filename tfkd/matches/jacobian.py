@@ -1,5 +1,6 @@
 """Matches of input gradients: Jacobians, their norm, and input noise."""
 
+import functools
 import math
 import numbers
 
@@ -95,8 +96,8 @@ class OutputGradientMatch(InputGradientMatch):
 
     Args:
         of: "label", "top" or "all"; ignored with `num_projections`.
-        num_projections: Number of random directions in output space, or
-            None.
+        num_projections: Number of random directions, or None.
+        directions: "output" or "input", the space that they are of.
         fraction: Part of the batch, in (0, 1].
         seed: Of the random directions.
         **kwargs: As of `InputGradientMatch`.
@@ -110,6 +111,7 @@ class OutputGradientMatch(InputGradientMatch):
         *,
         of="label",
         num_projections=None,
+        directions="output",
         fraction=1.0,
         seed=0,
         **kwargs,
@@ -119,6 +121,14 @@ class OutputGradientMatch(InputGradientMatch):
         if num_projections is not None:
             check_count(num_projections, "num_projections")
         self.num_projections = num_projections
+        self.directions = check_choice(
+            directions, ("output", "input"), "directions"
+        )
+        if self.directions == "input" and num_projections is None:
+            raise ValueError(
+                'directions="input" are random. Say how many: '
+                f"num_projections=1. Received: directions={directions!r}"
+            )
         self.fraction = _share(fraction)
         if self.fraction < 1 and self.batch_statistics != "moving":
             raise ValueError(
@@ -161,52 +171,94 @@ class OutputGradientMatch(InputGradientMatch):
         count = tf.cast(tf.math.ceil(share), tf.int32)
         return keras.tree.map_structure(lambda t: t[:count], batch)
 
-    def _selection(self, outputs, labels, training):
-        """Which combinations of the outputs are differentiated.
+    def _draw(self, trace, labels, training):
+        """What of the Jacobian is looked at.
 
         Args:
-            outputs: `[batch, classes]`, whose largest is "top".
+            trace: The trace whose largest output is "top".
             labels: The labels of the batch.
             training: Whether new directions are to be drawn.
 
         Returns:
-            `[batch, combinations, classes]`, or None for every output.
+            A dict with "combinations" `[batch, combinations, classes]` of
+            the outputs, or with "directions", a structure `[batch,
+            directions, ...]` of the inputs' shapes; or empty, for every
+            output.
         """
         if self.num_projections is not None:
             seed = draw_seed(self._seeds, self.seed, training)
-            shape = [tf.shape(outputs)[0], self.num_projections, self._classes]
-            signs = tf.random.stateless_uniform(shape, seed) < 0.5
-            signs = tf.where(signs, -1.0, 1.0)
-            return signs / math.sqrt(self.num_projections)
+            if self.directions == "input":
+                drawn = [
+                    self._signs(
+                        tf.shape(x), x.dtype, seed + tf.constant([0, i])
+                    )
+                    for i, x in enumerate(keras.tree.flatten(trace.inputs))
+                ]
+                return {
+                    "directions": keras.tree.pack_sequence_as(
+                        trace.inputs, drawn
+                    )
+                }
+            outputs = at_least_float32(trace.outputs)
+            return {
+                "combinations": self._signs(
+                    tf.shape(outputs), outputs.dtype, seed
+                )
+            }
         if self.of == "all":
-            return None
+            return {}
         if self.of == "label":
             chosen = _true_class(labels, self._classes)
         else:
-            chosen = tf.one_hot(tf.argmax(outputs, axis=-1), self._classes)
-        return chosen[:, None, :]
+            largest = tf.argmax(trace.outputs, axis=-1)
+            chosen = tf.one_hot(largest, self._classes)
+        return {"combinations": chosen[:, None, :]}
 
-    def _jacobian(self, trace, selection, scalars):
-        """`[batch, combinations, inputs]`, in units of the scalars.
+    def _signs(self, shape, dtype, seed):
+        """Random signs `[batch, projections, ...]` over root projections."""
+        shape = tf.concat([shape[:1], [self.num_projections], shape[1:]], 0)
+        signs = tf.where(tf.random.stateless_uniform(shape, seed) < 0.5, -1, 1)
+        return tf.cast(signs, dtype) / math.sqrt(self.num_projections)
+
+    def _jacobian(self, trace, drawn, scalars):
+        """What is looked at of the Jacobian of some scalars.
 
         Args:
             trace: A differentiable `Trace`.
-            selection: As `_selection` returns.
+            drawn: As `_draw` returns; more entries do not matter.
             scalars: Function of the trace that returns `[batch, classes]`.
+
+        Returns:
+            `[batch, combinations, inputs]`, or `[batch, directions, classes]`
+            along input directions, in units of the scalars per input unit.
         """
-        if selection is None:
+        if "directions" in drawn:
+            columns = [
+                trace.input_derivative(
+                    scalars,
+                    keras.tree.map_structure(
+                        lambda d, i=i: d[:, i], drawn["directions"]
+                    ),
+                )
+                for i in range(self.num_projections)
+            ]
+            return tf.stack(columns, axis=1)
+        if "combinations" not in drawn:
             functions = [
                 lambda trace, i=i: scalars(trace)[:, i]
                 for i in range(self._classes)
             ]
         else:
+            combinations = drawn["combinations"]
+
+            def combined(trace, i):
+                values = scalars(trace)
+                weights = tf.cast(combinations[:, i], values.dtype)
+                return tf.reduce_sum(weights * values, axis=-1)
+
             functions = [
-                lambda trace, i=i: tf.reduce_sum(
-                    tf.cast(selection[:, i], scalars(trace).dtype)
-                    * scalars(trace),
-                    axis=-1,
-                )
-                for i in range(selection.shape[1])
+                functools.partial(combined, i=i)
+                for i in range(self.num_projections or 1)
             ]
         return tf.stack([input_rows(trace, fn) for fn in functions], axis=1)
 
@@ -219,16 +271,20 @@ class OutputGradientMatch(InputGradientMatch):
             "all": "all outputs",
         }[self.of]
         if self.num_projections is not None:
-            outputs = f"{self.num_projections} random projections"
+            outputs = (
+                f"{self.num_projections} random {self.directions} directions"
+            )
         part = f", {self.fraction:g} of the batch" * (self.fraction < 1)
         return f"input gradient of {outputs}{part}"
 
     @property
     def passes(self):
         """Backward passes to the input, and a forward pass if one is added."""
-        count = self.num_projections or (
-            self._classes if self.of == "all" else 1
-        )
+        count = self._classes if self.of == "all" else 1
+        if self.num_projections is not None:
+            # A derivative along an input takes two backward passes.
+            twice = self.directions == "input"
+            count = self.num_projections * (2 if twice else 1)
         own = self.student_pass == "inference" or self.has_own_pass
         extra = "1 forward, " if own else ""
         teacher = f"; teacher {count} backward" if self.needs_teacher else ""
@@ -240,6 +296,7 @@ class OutputGradientMatch(InputGradientMatch):
             **super().get_config(),
             "of": self.of,
             "num_projections": self.num_projections,
+            "directions": self.directions,
             "fraction": self.fraction,
             "seed": self.seed,
         }
@@ -271,10 +328,13 @@ class JacobianMatch(OutputGradientMatch):
             `[batch]` or `[batch, 1]` or one-hot `[batch, classes]` labels;
             "top": the teacher's largest output, without labels; "all": every
             output, at the price of one backward pass each.
-        num_projections: Instead of `of`: this many random combinations of
-            all outputs, with signs drawn anew in each step and for each
-            example. Their mean has the expectation of "all", for squared
-            errors, at the price of "label" each.
+        num_projections: Instead of `of`: this many random directions, with
+            signs drawn anew in each step and for each example. For squared
+            errors their mean has the expectation of "all".
+        directions: "output": combinations of the outputs, each at the price
+            of "label"; "input": directions of the input, along which all
+            outputs are differentiated, each at twice that price. The loss
+            then receives `[batch, directions, outputs]`.
         batch_statistics: What BatchNormalization divides by while the
             student is differentiated. "moving": its moving statistics, in
             one inference-mode pass, so that a Jacobian is each example's own
@@ -301,8 +361,29 @@ class JacobianMatch(OutputGradientMatch):
     Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.
     """
 
-    def __init__(self, loss=None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        loss=None,
+        *,
+        of="label",
+        num_projections=None,
+        directions="output",
+        batch_statistics="moving",
+        fraction=1.0,
+        seed=0,
+        weight=1.0,
+        name=None,
+    ):
+        super().__init__(
+            of=of,
+            num_projections=num_projections,
+            directions=directions,
+            batch_statistics=batch_statistics,
+            fraction=fraction,
+            seed=seed,
+            weight=weight,
+            name=name,
+        )
         self.loss = as_loss(SquaredError() if loss is None else loss)
 
     def bind(self, *, student, teacher):
@@ -326,23 +407,18 @@ class JacobianMatch(OutputGradientMatch):
             inputs = self._part(teacher.inputs)
             teacher = teacher.again(inputs, differentiable=True)
         outputs = at_least_float32(teacher.outputs)
-        observed = {}
-        selection = self._selection(outputs, labels, training)
-        if selection is not None:
-            observed["selection"] = selection
+        observed = self._draw(teacher, labels, training)
         if self._is_of_log_probabilities:
             probabilities = tf.nn.softmax(outputs / self.loss.temperature)
             observed["scale"] = tf.sqrt(probabilities)
         observed["jacobian"] = self._jacobian(
-            teacher, selection, self._scalars(observed)
+            teacher, observed, self._scalars(observed)
         )
         return observed
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`."""
-        jacobian = self._jacobian(
-            student, observed.get("selection"), self._scalars(observed)
-        )
+        jacobian = self._jacobian(student, observed, self._scalars(observed))
         return compare(
             self.loss,
             observed["jacobian"],
@@ -402,6 +478,7 @@ class JacobianPenalty(OutputGradientMatch):
         of: With "squared_error": "label", "top" (the student's largest) or
             "all".
         num_projections: As of `JacobianMatch`; of the first two forms.
+        directions: As of `JacobianMatch`.
         batch_statistics: As of `JacobianMatch`.
         fraction: As of `JacobianMatch`.
         seed: As of `JacobianMatch`.
@@ -417,7 +494,19 @@ class JacobianPenalty(OutputGradientMatch):
 
     needs_teacher = False
 
-    def __init__(self, form="squared_error", *, of=None, **kwargs):
+    def __init__(
+        self,
+        form="squared_error",
+        *,
+        of=None,
+        num_projections=None,
+        directions="output",
+        batch_statistics="moving",
+        fraction=1.0,
+        seed=0,
+        weight=1.0,
+        name=None,
+    ):
         forms = ("squared_error", "cross_entropy", "printed_cross_entropy")
         check_choice(form, forms, "form")
         fixed = {"cross_entropy": "all", "printed_cross_entropy": "label"}
@@ -427,8 +516,17 @@ class JacobianPenalty(OutputGradientMatch):
                 f'JacobianPenalty("{form}") is of="{default}". '
                 f"Received: of={of!r}"
             )
-        super().__init__(of=of or default, **kwargs)
-        if form == "printed_cross_entropy" and self.num_projections:
+        super().__init__(
+            of=of or default,
+            num_projections=num_projections,
+            directions=directions,
+            batch_statistics=batch_statistics,
+            fraction=fraction,
+            seed=seed,
+            weight=weight,
+            name=name,
+        )
+        if form == "printed_cross_entropy" and num_projections:
             raise ValueError(
                 'JacobianPenalty("printed_cross_entropy") is of the label '
                 "and takes no random projections."
@@ -449,9 +547,7 @@ class JacobianPenalty(OutputGradientMatch):
         scale = tf.ones_like(outputs)
         if self.form == "cross_entropy":
             scale = tf.exp(0.5 * tf.nn.log_softmax(outputs))
-        selection = self._selection(
-            tf.stop_gradient(outputs), student.labels, training
-        )
+        drawn = self._draw(student, student.labels, training)
 
         def scalars(trace):
             if self.form == "squared_error":
@@ -459,7 +555,7 @@ class JacobianPenalty(OutputGradientMatch):
             logs = tf.nn.log_softmax(at_least_float32(trace.outputs))
             return scale * logs
 
-        jacobian = self._jacobian(student, selection, scalars)
+        jacobian = self._jacobian(student, drawn, scalars)
         values = tf.reduce_sum(tf.square(jacobian), axis=[1, 2])
         if self.form == "cross_entropy":
             values = 0.5 * values
