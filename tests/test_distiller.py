@@ -826,6 +826,16 @@ def test_summary_names_terms_places_weights_and_passes(pair):
         assert re.search(pattern, text), f"{pattern}\n{text}"
 
 
+def test_summary_counts_the_passes_of_matches_own(pair):
+    lines = []
+    distiller = _distiller(pair, [tfkd.InputNoiseMatch(0.1)])
+    distiller.summary(print_fn=lines.append)
+    assert re.search(r"inference pass, 1 of matches' own", lines[0])
+    assert re.search(
+        r"outputs, inputs \+ 0\.1 noise .* 1 forward; teacher 1", lines[0]
+    )
+
+
 # === Bad input ===
 
 

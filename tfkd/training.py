@@ -561,6 +561,9 @@ class StudentTrainer(keras.Model):
             passes.append("student 1 inference pass")
         if any(match.needs_teacher for match in self.matches):
             passes.append("teacher 1 inference pass")
+        own = sum(match.has_own_pass for match in self.matches)
+        if own:
+            passes.append(f"{own} of matches' own, of each network they need")
         lines.append(f"Forward passes per step: {', '.join(passes)}.")
         print_fn("\n".join(lines))
 
