@@ -133,6 +133,8 @@ class Parser(argparse.ArgumentParser):
             yield
         except (ValueError, OSError) as error:
             self.error(f"argument {option}: {error}")
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            self.error(f"argument {option}: out of memory: {error}")
 
     @contextlib.contextmanager
     def opening(self, option, context):
