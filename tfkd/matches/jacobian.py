@@ -339,11 +339,13 @@ class JacobianMatch(OutputGradientMatch):
             student is differentiated. "moving": its moving statistics, in
             one inference-mode pass, so that a Jacobian is each example's own
             (a student without layers that act differently in training needs
-            no such pass). "frozen": those of the batch in the training pass,
-            taken for constants; each example's own, too, but of a function
-            that changes with the batch, dropout included. "batch": the
-            gradient of the batch's sum in the training pass, where each
-            example also acts on the others through the statistics.
+            no such pass); they lag behind while weights move fast, so let
+            the learning rate decay to 0. "frozen": those of the batch in the
+            training pass, taken for constants; each example's own, too, but
+            of a function that changes with the batch, dropout included.
+            "batch": the gradient of the batch's sum in the training pass,
+            where each example also acts on the others through the
+            statistics.
         fraction: Part of the batch that is differentiated, its first
             examples, in (0, 1]. Needs "moving"; takes a pass of its own over
             that part, of the teacher too.
