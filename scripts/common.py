@@ -133,8 +133,12 @@ class Parser(argparse.ArgumentParser):
             yield
         except (ValueError, OSError) as error:
             self.error(f"argument {option}: {error}")
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            self.error(f"argument {option}: out of memory: {error}")
+        except (
+            MemoryError,
+            OverflowError,
+            tf.errors.ResourceExhaustedError,
+        ) as error:
+            self.error(f"argument {option}: too large: {error}")
 
     @contextlib.contextmanager
     def opening(self, option, context):
@@ -278,9 +282,29 @@ class Score(NamedTuple):
     loss: float
 
 
+class DivergedError(RuntimeError):
+    """A network returns numbers that are not finite."""
+
+
 def evaluate(model, dataset):
-    """The `Score` of a model that returns logits, on pairs `(x, y)`."""
+    """The `Score` of a model that returns logits.
+
+    Args:
+        model: A Keras model.
+        dataset: A `tf.data.Dataset` of pairs `(x, y)` that keeps its order.
+
+    Returns:
+        A `Score`.
+
+    Raises:
+        DivergedError: If a logit is not finite.
+    """
     logits = model.predict(dataset, verbose=0).astype(np.float64)
+    if not np.all(np.isfinite(logits)):
+        raise DivergedError(
+            f"network '{model.name}' returns numbers that are not finite. "
+            "Where training made it so, lower --learning-rate."
+        )
     labels = np.concatenate([y for _, y in dataset])
     logits -= logits.max(axis=-1, keepdims=True)
     log_probabilities = logits - np.log(
@@ -458,6 +482,11 @@ def check_teacher(teacher, dataset):
             f"{[tuple(spec.shape) for spec in inputs]}, but '{dataset.name}' "
             f"has images of shape {dataset.input_shape}."
         )
+    if not inputs[0].dtype.is_floating:
+        raise ValueError(
+            f"teacher '{teacher.name}' takes {inputs[0].dtype.name}, but "
+            f"'{dataset.name}' has standardised images, which are no integers."
+        )
     signals = known.signals[None]
     shape = getattr(signals, "shape", None)
     if shape is None or len(shape) != 2 or shape[1] != dataset.num_classes:
@@ -524,13 +553,28 @@ def run_folder(path, script, overwrite):
 
     Raises:
         OSError: If it cannot be made, or there is something at `path` that
-            may not be replaced, on entering or at the end.
+            may not be replaced. If that came while the body ran, the folder
+            is kept beside it, and the error says where.
     """
     with replacing(path) as folder:
         _refuse_to_replace(path, script, overwrite)
         folder.mkdir()
         yield folder
-        _refuse_to_replace(path, script, overwrite)
+        try:
+            _refuse_to_replace(path, script, overwrite)
+        except FileExistsError as error:
+            kept = _free_name(path)
+            folder.rename(kept)
+            raise FileExistsError(f"{error} This run is at '{kept}'.") from None
+
+
+def _free_name(path):
+    """A sibling of `path` that does not exist."""
+    path = pathlib.Path(path)
+    for number in itertools.count(2):
+        sibling = path.with_name(f"{path.name}-{number}")
+        if not sibling.exists():
+            return sibling
 
 
 @contextlib.contextmanager
@@ -612,7 +656,8 @@ def say(text, end="\n"):
 
 def write_json(path, content):
     """Writes a dict as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_history(path, rows):
@@ -698,7 +743,12 @@ def draw_curves(path, *, title, curves, scores, validation_line, test_line):
     for method, runs in curves.items():
         epochs, values = np.moveaxis(np.array(runs), -1, 0)  # [runs, points]
         left.plot(
-            epochs[0], 100 * values.mean(0), color=colors[method], label=method
+            epochs[0],
+            100 * values.mean(0),
+            color=colors[method],
+            label=method,
+            marker="o",
+            ms=3,
         )
         left.fill_between(
             epochs[0],
@@ -718,6 +768,7 @@ def draw_curves(path, *, title, curves, scores, validation_line, test_line):
     left.axhline(100 * validation_line, label="teacher", **line)
     right.axvline(100 * test_line, **line)
     left.set(xlabel="epoch", ylabel="%")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set_title("Validation accuracy, mean and range of seeds", loc="left")
     left.legend(loc="lower right", frameon=False)
     right.set_yticks(range(len(scores)), scores)

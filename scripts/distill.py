@@ -68,8 +68,8 @@ def main(argv=None):
         argv: List of arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, 1 if an export disagrees with its student, or 130
-        if it was interrupted.
+        The exit code: 0; 1 if a training diverged, an export disagrees with
+        its student, or another run took the folder; 130 if interrupted.
 
     Raises:
         SystemExit: With code 2 on bad input, before any training.
@@ -81,6 +81,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nInterrupted: no run was written.", file=sys.stderr)
         return 130
+    except (common.DivergedError, FileExistsError) as error:
+        print(f"\ndistill.py: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser():
@@ -264,8 +267,10 @@ def _prepare(parser, options):
             teacher_file = common.teacher_path(recipe, dataset)
         else:
             teacher_file = _given_file(parser, options)
-        if teacher_file.exists() or not recipe:
+        if not recipe:
             teacher = common.load_teacher(teacher_file)
+        elif teacher_file.exists():
+            teacher = _kept_teacher(teacher_file)
         else:
             teacher = common.build(recipe, dataset)
         common.check_teacher(teacher, dataset)
@@ -275,6 +280,14 @@ def _prepare(parser, options):
         with parser.checking("--method"):
             _distiller(method, student, teacher)
     return dataset, recipe, teacher_file
+
+
+def _kept_teacher(file):
+    """The teacher that an earlier run kept."""
+    try:
+        return common.load_teacher(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Delete it to train it anew.") from error
 
 
 def _given_file(parser, options):
@@ -326,9 +339,9 @@ def _train_teacher(parser, recipe, dataset, file):
         common.say(f"training the teacher, {recipe.epochs} epochs ...", end=" ")
         start = time.perf_counter()
         teacher = common.build(recipe, dataset)
-        common.train(teacher, dataset, recipe)
+        common.train(teacher, dataset, recipe, progress=_dot)
         teacher.save(temporary)
-        common.say(f"{time.perf_counter() - start:.0f} s")
+        common.say(f" {time.perf_counter() - start:.0f} s")
 
 
 def _train_students(options, teacher):
@@ -338,6 +351,10 @@ def _train_students(options, teacher):
     runs = []
     for number, (method, seed) in enumerate(plan, start=1):
         start = time.perf_counter()
+        common.say(
+            f"{number:3}/{len(plan)}  {method.ljust(longest)}  seed {seed}  ",
+            end="",
+        )
         keras.utils.set_random_seed(seed)
         dataset = _students_data(options, seed)
         student = _build_student(options, dataset)
@@ -346,14 +363,18 @@ def _train_students(options, teacher):
             dataset,
             epochs=options.epochs,
             learning_rate=options.learning_rate,
+            progress=_dot,
         )
         run = _measured(method, seed, student, history, dataset)
         runs.append(run)
-        common.say(
-            f"{number:3}/{len(plan)}  {method.ljust(longest)}  seed {seed}  "
-            f"{_accuracies(run)}  {time.perf_counter() - start:5.1f} s"
-        )
+        seconds = time.perf_counter() - start
+        common.say(f"  {_accuracies(run)}  {seconds:5.1f} s")
     return runs
+
+
+def _dot(_):
+    """Shows that training goes on."""
+    common.say(".", end="")
 
 
 def _measured(method, seed, network, history, dataset):

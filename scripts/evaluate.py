@@ -322,4 +322,4 @@ Cross-entropy is the mean over the images.
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.start(main)

@@ -201,7 +201,7 @@ def test_earlier_artefacts_are_replaced(
 def test_folder_of_something_else_is_not_replaced(student, tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model" / "thesis.tex").write_text("mine")
-    with pytest.raises(FileExistsError, match="not a SavedModel"):
+    with pytest.raises(FileExistsError, match="no earlier saved_model"):
         export_student(student, tmp_path)
     assert _contents(tmp_path) == {"saved_model/thesis.tex": b"mine"}
 
@@ -307,3 +307,13 @@ def _contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_a_folder_in_a_files_place_stops_all_formats(tmp_path, student):
+    export_student(student, tmp_path, formats=("saved_model",))
+    (tmp_path / "student.keras").mkdir()
+    before = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
+    with pytest.raises(FileExistsError, match="no earlier keras"):
+        export_student(student, tmp_path, formats=("keras", "saved_model"))
+    after = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
+    assert after == before

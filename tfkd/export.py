@@ -86,12 +86,12 @@ def export_student(
     targets = {
         name: pathlib.Path(path) / _FORMATS[name].file_name for name in formats
     }
-    saved_model = targets.get("saved_model")
-    if saved_model and not _may_replace(saved_model):
-        raise FileExistsError(
-            f"'{saved_model}' is not a SavedModel, so it is not replaced. "
-            "Move it away, or export to another folder."
-        )
+    for name, target in targets.items():
+        if not _may_replace(target, folder=name == "saved_model"):
+            raise FileExistsError(
+                f"'{target}' is no earlier {name}, so it is not replaced. "
+                "Move it away, or export to another folder."
+            )
 
     portable = in_float32(student)
     with contextlib.ExitStack() as stack:
@@ -231,11 +231,13 @@ def _remove(path):
         path.unlink(missing_ok=True)
 
 
-def _may_replace(folder):
-    """Whether nothing is lost if a SavedModel is put at `folder`."""
-    if not folder.is_dir():
-        return not folder.exists()
-    return (folder / "saved_model.pb").exists() or not any(folder.iterdir())
+def _may_replace(path, *, folder):
+    """Whether nothing else is lost if an artefact is put at `path`."""
+    if not path.exists():
+        return True
+    if not folder or not path.is_dir():
+        return not folder and path.is_file()
+    return (path / "saved_model.pb").exists() or not any(path.iterdir())
 
 
 def _measured(student, path, target, check):

@@ -459,7 +459,7 @@ def test_network_that_does_not_fit_into_memory_is_refused(
 
     monkeypatch.setattr(distill, "_build_student", fail)
     line = refused(["--output", str(tmp_path / "run")], capsys)
-    assert "--student: out of memory: OOM at [3, 3]" in line
+    assert "--student: too large: OOM at [3, 3]" in line
     assert not any(tmp_path.iterdir())
 
 
@@ -504,16 +504,19 @@ def test_output_that_cannot_be_written_is_refused(
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_folder_filled_meanwhile_is_not_replaced(tmp_path):
+def test_folder_filled_meanwhile_is_not_replaced_and_the_run_is_kept(tmp_path):
     def write_run():
         with common.run_folder(tmp_path / "run", "distill", False) as folder:
             (folder / "report.md").write_text("new")
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "thesis.tex").write_text("mine")
 
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match=r"something else.*run-2"):
         write_run()
-    assert contents(tmp_path) == {"run/thesis.tex": b"mine"}
+    assert contents(tmp_path) == {
+        "run/thesis.tex": b"mine",
+        "run-2/report.md": b"new",
+    }
 
 
 def test_defaults_are_those_of_the_comparison():
@@ -528,3 +531,21 @@ def test_defaults_are_those_of_the_comparison():
     assert options.examples_per_class == 10
     assert len(options.seeds) == 3
     assert set(tfkd.methods.NAMES) >= {"ce", "kd", "ipot"}
+
+
+def test_diverged_training_writes_and_keeps_nothing(tmp_path, capsys):
+    argv = [*TINY, "--method", "ce", "--learning-rate", "1e30"]
+    output = tmp_path / "run"
+    assert distill.main([*argv, "--output", str(output)]) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_teacher_of_integers_is_refused(tmp_path, capsys):
+    inputs = keras.Input((32, 32, 1), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    teacher = keras.Model(inputs, keras.layers.Dense(10)(x))
+    teacher.save(tmp_path / "bytes.keras")
+    argv = ["--output", str(tmp_path / "run")]
+    argv += ["--teacher", str(tmp_path / "bytes.keras")]
+    assert "takes uint8" in refused(argv, capsys)
