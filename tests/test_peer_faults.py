@@ -7,7 +7,6 @@ still wrong, so that a mended Keras breaks nothing here.
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tfkd
 
@@ -124,14 +123,13 @@ def test_a_saved_file_goes_on_training(networks, images, tmp_path):
     again = tfkd.Distiller.load(
         tmp_path / "distiller.keras", teacher=networks[1]
     )
+    distiller.reset_metrics()
     ours = distiller.train_on_batch(*images, return_dict=True)
     theirs = again.train_on_batch(*images, return_dict=True)
-    assert ours["loss"] > 0
-    distiller.reset_metrics()
-    again.reset_metrics()
+    assert theirs.keys() == ours.keys()
+    for key, value in ours.items():
+        np.testing.assert_allclose(theirs[key], value, rtol=1e-5)
     for one, other in zip(
         distiller.trainable_variables, again.trainable_variables, strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-    assert theirs.keys() == ours.keys()
-    assert isinstance(tf.constant(theirs["loss"]), tf.Tensor)

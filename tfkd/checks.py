@@ -29,7 +29,11 @@ def check_data(x, y, *, outlines, classes):
             raise ValueError("The dataset is empty.")
         specs = x.element_spec
         _require_shapes(specs[0] if _is_pair(specs) else specs, outlines)
-        labelled = _is_pair(specs) and isinstance(specs[1], tf.TensorSpec)
+        labelled = (
+            _is_pair(specs)
+            and isinstance(specs[1], tf.TensorSpec)
+            and specs[1].shape.rank is not None
+        )
         if classes is None or not labelled:
             return x
         return x.map(
