@@ -639,6 +639,27 @@ def describe(dataset):
     )
 
 
+def run(parser, body):
+    """Runs a script's body, whose expected ends are one line each.
+
+    Args:
+        parser: The script's `Parser`, for its name.
+        body: Function without arguments that returns the exit code.
+
+    Returns:
+        The body's exit code; 1 if a network diverged or another run took the
+        output's place; 130 if it was interrupted.
+    """
+    try:
+        return body()
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        return 130
+    except (DivergedError, FileExistsError) as error:
+        print(f"\n{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+
+
 def start(main):
     """Ends the process with what `main` returns.
 

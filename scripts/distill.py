@@ -76,14 +76,7 @@ def main(argv=None):
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
-    try:
-        return _distill(parser, options)
-    except KeyboardInterrupt:
-        print("\nInterrupted: no run was written.", file=sys.stderr)
-        return 130
-    except (common.DivergedError, FileExistsError) as error:
-        print(f"\ndistill.py: error: {error}", file=sys.stderr)
-        return 1
+    return common.run(parser, lambda: _distill(parser, options))
 
 
 def _parser():

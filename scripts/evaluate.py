@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import pathlib
-import sys
 import time
 from typing import NamedTuple
 
@@ -48,18 +47,14 @@ def main(argv=None):
         argv: List of arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, or 130 if it was interrupted.
+        The exit code: 0, or as of `common.run`.
 
     Raises:
         SystemExit: With code 2 on bad input, before any measuring.
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
-    try:
-        return _evaluate(parser, options)
-    except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written.", file=sys.stderr)
-        return 130
+    return common.run(parser, lambda: _evaluate(parser, options))
 
 
 def _parser():

@@ -4,7 +4,6 @@ Writes a Keras file, which distill.py takes as --teacher.
 """
 
 import pathlib
-import sys
 import time
 
 import common
@@ -21,18 +20,14 @@ def main(argv=None):
         argv: List of arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, or 130 if it was interrupted.
+        The exit code: 0, or as of `common.run`.
 
     Raises:
         SystemExit: With code 2 on bad input, before any training.
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
-    try:
-        return _train(parser, options)
-    except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written.", file=sys.stderr)
-        return 130
+    return common.run(parser, lambda: _train(parser, options))
 
 
 def _parser():

@@ -133,3 +133,11 @@ def test_output_that_cannot_be_written_is_refused(
         line = refused(["--output", str(tmp_path / path)], capsys)
         assert "--output" in line
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_diverged_training_writes_nothing(tmp_path, capsys):
+    file = tmp_path / "network.keras"
+    argv = ["--smoke", "--learning-rate", "1e30", "--output", str(file)]
+    assert train.main(argv) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
