@@ -82,7 +82,9 @@ class Source(NamedTuple):
     origin: str
 
 
-def assemble(name, source, *, batch_size, examples_per_class, index, seed):
+def assemble(
+    name, source, *, batch_size, examples_per_class, seed, index=False
+):
     """Splits, subsets and standardises a source.
 
     Args:
