@@ -18,6 +18,7 @@ from tfkd.matches import (
     JacobianMatch,
     JacobianPenalty,
     Match,
+    VariationalMatch,
 )
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "VariationalMatch",
     "analysis",
     "caching",
     "data",

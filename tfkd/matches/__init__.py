@@ -8,6 +8,7 @@ from tfkd.matches.jacobian import (
     JacobianPenalty,
 )
 from tfkd.matches.match import Match
+from tfkd.matches.variational import VariationalMatch
 
 __all__ = [
     "AttentionJacobianMatch",
@@ -16,4 +17,5 @@ __all__ = [
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "VariationalMatch",
 ]
