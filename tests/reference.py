@@ -96,3 +96,27 @@ def central_difference(function, x, step=1e-5):
         below[index] -= step
         gradient[index] = (function(above) - function(below)) / (2 * step)
     return gradient
+
+
+def variational(y_true, y_pred, kernels, variances):
+    """<1/2 ((mu(y_pred) - y_true)^2 / s^2 + log s^2)> over all entries.
+
+    Args:
+        y_true: `[batch, ..., channels]`.
+        y_pred: `[batch, ..., channels]`, of the same positions.
+        kernels: Matrices `[channels, channels]`, applied with ReLU between.
+        variances: `[channels]` of y_true.
+    """
+    values = []
+    for position in np.ndindex(*np.shape(y_true)[:-1]):
+        mean = np.float64(y_pred[position])
+        for kernel in kernels[:-1]:
+            mean = np.maximum(mean @ np.float64(kernel), 0.0)
+        mean = mean @ np.float64(kernels[-1])
+        for mu, target, variance in zip(
+            mean, y_true[position], np.float64(variances), strict=True
+        ):
+            values.append(
+                0.5 * ((mu - target) ** 2 / variance + np.log(variance))
+            )
+    return np.mean(values)

@@ -252,11 +252,14 @@ class StudentTrainer(keras.Model):
 
     def train_step(self, data):
         """One step of training on one batch."""
-        x, y, sample_weight, given = _unpack(data)
-        observed = self._observe_teacher(x, y, training=True, given=given)
+        x, y, sample_weight, given, index = _unpack(data)
+        self._require_index(index)
+        observed = self._observe_teacher(
+            x, y, training=True, given=given, index=index
+        )
         with tf.GradientTape() as tape:
             loss, outputs = self._step_loss(
-                x, y, sample_weight, observed, training=True
+                x, y, sample_weight, observed, training=True, index=index
             )
             scaled = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
@@ -271,7 +274,7 @@ class StudentTrainer(keras.Model):
 
     def test_step(self, data):
         """One step of evaluation on one batch."""
-        x, y, sample_weight, given = _unpack(data)
+        x, y, sample_weight, given, _ = _unpack(data)
         observed = self._observe_teacher(x, y, training=False, given=given)
         _, outputs = self._step_loss(
             x, y, sample_weight, observed, training=False
@@ -280,7 +283,7 @@ class StudentTrainer(keras.Model):
 
     # === One step ===
 
-    def _observe_teacher(self, x, y, training, given=None):
+    def _observe_teacher(self, x, y, training, given=None, index=None):
         """What the matches keep of the teacher, as constants.
 
         Args:
@@ -289,6 +292,7 @@ class StudentTrainer(keras.Model):
             training: Whether this is a step of training.
             given: What `tfkd.caching` kept, key -> structure; the teacher
                 runs for the rest.
+            index: The examples' numbers in the dataset, or None.
         """
         given = given or {}
         observed = [
@@ -309,6 +313,7 @@ class StudentTrainer(keras.Model):
             x,
             layers=self._teacher_layers,
             labels=y,
+            index=index,
             differentiable=self._teacher_differentiable,
         )
         self._networks.teacher._clear_losses()
@@ -345,7 +350,7 @@ class StudentTrainer(keras.Model):
             for match in self.matches
         ]
 
-    def _trace_student(self, x, y, training):
+    def _trace_student(self, x, y, training, index):
         """Pass name -> the student's trace."""
         if not training:
             trace = Trace(
@@ -365,13 +370,14 @@ class StudentTrainer(keras.Model):
                 layers=self._student_layers,
                 training=name == "training",
                 labels=y,
+                index=index,
                 differentiable=name in self._differentiable,
                 freeze_statistics=name == "training" and self._freezes,
             )
             for name in sorted(self._student_passes)
         }
 
-    def _step_loss(self, x, y, sample_weight, observed, training):
+    def _step_loss(self, x, y, sample_weight, observed, training, index=None):
         """The total loss and the student's outputs; updates the metrics."""
         own = [
             match.trace_student(self.student, x, y, seen)
@@ -379,7 +385,7 @@ class StudentTrainer(keras.Model):
             else None
             for match, seen in zip(self.matches, observed, strict=True)
         ]
-        traces = self._trace_student(x, y, training)
+        traces = self._trace_student(x, y, training, index)
         outputs = traces["training"].outputs
         values = [
             match.value(
@@ -473,6 +479,17 @@ class StudentTrainer(keras.Model):
         ]
 
     # === Checks of what users bring ===
+
+    def _require_index(self, index):
+        """Raises if a match needs the examples' numbers and has none."""
+        for match in self.matches:
+            if match.needs_index and index is None:
+                raise ValueError(
+                    f"Match '{match.name}' needs each example's number in "
+                    'the training data. Pass labels {"label": y, '
+                    '"index": i}, as tfkd.data.load(..., index=True) gives '
+                    "them."
+                )
 
     def _check_label_loss(self, loss):
         """Raises if the loss mistakes logits for probabilities or so."""
@@ -644,9 +661,10 @@ class _Networks:
 
 
 def _unpack(data):
-    """The batch as (x, y, sample_weight, given): tensors or None.
+    """The batch as (x, y, sample_weight, given, index): tensors or None.
 
-    `given` is what a record holds of a teacher, key -> structure, or None.
+    `given` is what a record holds of a teacher, key -> structure, or None;
+    `index` the examples' numbers in the dataset.
     """
     x, y, sample_weight = keras.tree.map_structure(
         lambda v: None if v is None else tf.convert_to_tensor(v),
@@ -656,7 +674,7 @@ def _unpack(data):
     if record.label is not y and isinstance(sample_weight, dict):
         # Keras gives each entry of y the weights of arrays.
         sample_weight = sample_weight["label"]
-    return x, record.label, sample_weight, record.teacher
+    return x, record.label, sample_weight, record.teacher, record.index
 
 
 def _constant(tensor):

@@ -34,6 +34,8 @@ class BaseMatch(keras.layers.Layer):
     Attributes:
         needs_teacher: Whether a teacher must be there.
         needs_labels: Whether labels must be there.
+        needs_index: Whether training data must number their examples.
+        num_examples: Number of examples that it knows, or None for any.
         needs_input_gradient: Whether traces are to be differentiable.
         student_pass: "training" or "inference", the student's pass it reads.
         freezes_statistics: Whether it wants the input gradient of that pass
@@ -47,6 +49,8 @@ class BaseMatch(keras.layers.Layer):
 
     needs_teacher = True
     needs_labels = False
+    needs_index = False
+    num_examples = None
     needs_input_gradient = False
     student_pass = "training"
     freezes_statistics = False

@@ -132,8 +132,10 @@ class VariationalMatch(PairedMatch):
             mask = getattr(source, "_keras_mask", None)
             if source.shape.rank == 4:
                 y_true, source = same_size(y_true, source)
-            mean = hide_padding(regressor(source, training=training), mask)
+            # Zeros predict zeros. Keras warns of a mask that a layer drops.
+            source = tf.identity(hide_padding(source, mask))
             y_true = hide_padding(y_true, mask)
+            mean = regressor(source, training=training)
             values = 0.5 * (
                 tf.square(mean - y_true) / variance + tf.math.log(variance)
             )
