@@ -120,3 +120,37 @@ def variational(y_true, y_pred, kernels, variances):
                 0.5 * ((mu - target) ** 2 / variance + np.log(variance))
             )
     return np.mean(values)
+
+
+def contrastive(z, bank, own, others, constant, num_examples, temperature):
+    """Noise-contrastive estimation of one network's embeddings, `[batch]`.
+
+    Args:
+        z: Embeddings, `[batch, dim]`.
+        bank: The other network's embeddings, `[num_examples, dim]`.
+        own: Number of each example.
+        others: Numbers of the others drawn for each example.
+        constant: That scores are divided by.
+        num_examples, temperature: Numbers.
+    """
+    values = []
+    for vector, positive, negatives in zip(z, own, others, strict=True):
+        noise = len(negatives) / num_examples
+        score = np.exp(np.dot(vector, bank[positive]) / temperature) / constant
+        value = np.log(score / (score + noise + 1e-7))
+        for number in negatives:
+            score = np.exp(np.dot(vector, bank[number]) / temperature)
+            value += np.log(noise / (score / constant + noise + 1e-7))
+        values.append(-value)
+    return np.array(values)
+
+
+def mean_score(z, bank, own, others, temperature):
+    """Mean of all scores before their division, over own and others."""
+    return np.mean(
+        [
+            np.exp(np.dot(vector, bank[number]) / temperature)
+            for vector, positive, negatives in zip(z, own, others, strict=True)
+            for number in (positive, *negatives)
+        ]
+    )

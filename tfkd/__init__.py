@@ -14,6 +14,7 @@ from tfkd import (
 from tfkd.distiller import Distiller
 from tfkd.matches import (
     AttentionJacobianMatch,
+    ContrastiveMatch,
     InputNoiseMatch,
     JacobianMatch,
     JacobianPenalty,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionJacobianMatch",
+    "ContrastiveMatch",
     "Distiller",
     "InputNoiseMatch",
     "JacobianMatch",

@@ -200,7 +200,7 @@ class StudentTrainer(keras.Model):
             ValueError: If the data are empty, not batched, of another shape
                 than a network takes, or hold labels out of range.
         """
-        x = self._checked(x, y)
+        x = self._checked(x, y, examples=self._num_examples())
         if class_weight is not None:
             x, sample_weight, class_weight = with_class_weight(
                 x, y, sample_weight, class_weight
@@ -512,7 +512,12 @@ class StudentTrainer(keras.Model):
                     "match another: name=..."
                 )
 
-    def _checked(self, x, y):
+    def _num_examples(self):
+        """Number of training examples that all matches know, or None."""
+        counts = {match.num_examples for match in self.matches} - {None}
+        return min(counts, default=None)
+
+    def _checked(self, x, y, examples=None):
         """The data, checked; see `check_data`."""
         known = (
             self._networks.student_outline,
@@ -523,6 +528,7 @@ class StudentTrainer(keras.Model):
             y,
             outlines=[outline for outline in known if outline is not None],
             classes=self._sparse_classes(),
+            examples=examples,
         )
 
     def _sparse_classes(self):

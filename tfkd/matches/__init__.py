@@ -2,6 +2,7 @@
 
 from tfkd.matches.attention import AttentionJacobianMatch
 from tfkd.matches.base import BaseMatch
+from tfkd.matches.contrastive import ContrastiveMatch
 from tfkd.matches.jacobian import (
     InputNoiseMatch,
     JacobianMatch,
@@ -13,6 +14,7 @@ from tfkd.matches.variational import VariationalMatch
 __all__ = [
     "AttentionJacobianMatch",
     "BaseMatch",
+    "ContrastiveMatch",
     "InputNoiseMatch",
     "JacobianMatch",
     "JacobianPenalty",
