@@ -15,10 +15,12 @@ from tfkd.distiller import Distiller
 from tfkd.matches import (
     AttentionJacobianMatch,
     ContrastiveMatch,
+    FactorMatch,
     InputNoiseMatch,
     JacobianMatch,
     JacobianPenalty,
     Match,
+    ParaphraserMatch,
     VariationalMatch,
 )
 
@@ -28,10 +30,12 @@ __all__ = [
     "AttentionJacobianMatch",
     "ContrastiveMatch",
     "Distiller",
+    "FactorMatch",
     "InputNoiseMatch",
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "ParaphraserMatch",
     "VariationalMatch",
     "analysis",
     "caching",

@@ -27,6 +27,9 @@ class StudentTrainer(keras.Model):
     the student's own Jacobian adds one inference-mode pass of the student,
     shared by all that want it.
 
+    A student that neither labels nor a match train is left as it is: it runs
+    in inference mode, and only what the matches have to train is trained.
+
     The loss is `label_weight * label loss + sum of weight * match`, plus the
     student's and the projectors' own regularisers, once. Metrics: `loss`,
     `label_loss`, each match's unweighted value under its name, and those
@@ -262,14 +265,14 @@ class StudentTrainer(keras.Model):
                 x, y, sample_weight, observed, training=True, index=index
             )
             scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
+        variables = self._trained_variables()
         if not variables:
             raise ValueError(
                 f"Student '{self.student.name}' has no trainable variables, "
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.optimizer.apply_gradients(self._reached(gradients, variables))
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     def test_step(self, data):
@@ -282,6 +285,43 @@ class StudentTrainer(keras.Model):
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     # === One step ===
+
+    def _learns_labels(self):
+        """Whether labels train the student."""
+        return self._has_label_loss and (
+            callable(self.label_weight) or self.label_weight > 0
+        )
+
+    def _trains_student(self):
+        """Whether labels or a match train the student."""
+        return (
+            self._learns_labels()
+            or not self.matches
+            or any(match.trains_student for match in self.matches)
+        )
+
+    def _trained_variables(self):
+        """The variables that a step changes by their gradients."""
+        kept = set()
+        if not self._trains_student():
+            kept = {id(variable) for variable in self.student.variables}
+        return [v for v in self.trainable_variables if id(v) not in kept]
+
+    def _reached(self, gradients, variables):
+        """Pairs of gradients and variables for the optimizer.
+
+        Without labels nothing reaches the student's layers behind the last
+        match. Keras would warn of each, and do nothing else.
+        """
+        pairs = list(zip(gradients, variables, strict=True))
+        if self._learns_labels():
+            return pairs
+        student = {id(variable) for variable in self.student.variables}
+        return [
+            (gradient, variable)
+            for gradient, variable in pairs
+            if gradient is not None or id(variable) not in student
+        ] or pairs
 
     def _observe_teacher(self, x, y, training, given=None, index=None):
         """What the matches keep of the teacher, as constants.
@@ -368,7 +408,7 @@ class StudentTrainer(keras.Model):
                 self.student,
                 x,
                 layers=self._student_layers,
-                training=name == "training",
+                training=name == "training" and self._trains_student(),
                 labels=y,
                 index=index,
                 differentiable=name in self._differentiable,

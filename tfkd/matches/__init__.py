@@ -3,6 +3,7 @@
 from tfkd.matches.attention import AttentionJacobianMatch
 from tfkd.matches.base import BaseMatch
 from tfkd.matches.contrastive import ContrastiveMatch
+from tfkd.matches.factor import FactorMatch, Paraphraser, ParaphraserMatch
 from tfkd.matches.jacobian import (
     InputNoiseMatch,
     JacobianMatch,
@@ -15,9 +16,12 @@ __all__ = [
     "AttentionJacobianMatch",
     "BaseMatch",
     "ContrastiveMatch",
+    "FactorMatch",
     "InputNoiseMatch",
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "Paraphraser",
+    "ParaphraserMatch",
     "VariationalMatch",
 ]

@@ -33,6 +33,8 @@ class BaseMatch(keras.layers.Layer):
 
     Attributes:
         needs_teacher: Whether a teacher must be there.
+        trains_student: Whether the student learns by it, or only what the
+            match itself has to train.
         needs_labels: Whether labels must be there.
         needs_index: Whether training data must number their examples.
         num_examples: Number of examples that it knows, or None for any.
@@ -48,6 +50,7 @@ class BaseMatch(keras.layers.Layer):
     """
 
     needs_teacher = True
+    trains_student = True
     needs_labels = False
     needs_index = False
     num_examples = None
