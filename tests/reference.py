@@ -154,3 +154,43 @@ def mean_score(z, bank, own, others, temperature):
             for number in (positive, *negatives)
         ]
     )
+
+
+def convolution(maps, kernel, bias=0.0):
+    """Cross-correlation with zero padding that keeps the size.
+
+    Args:
+        maps: `[batch, height, width, channels]`.
+        kernel: `[3, 3, channels, filters]`.
+        bias: `[filters]`.
+    """
+    _, height, width, _ = np.shape(maps)
+    padded = np.pad(np.float64(maps), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    total = np.zeros((*np.shape(maps)[:-1], kernel.shape[-1]))
+    for i, j in itertools.product(range(3), range(3)):
+        window = padded[:, i : i + height, j : j + width]
+        total += window @ np.float64(kernel[i, j])
+    return total + bias
+
+
+def leaky(maps, slope=0.1):
+    """Rectified with a slope below zero."""
+    return np.where(maps > 0, maps, slope * maps)
+
+
+def batch_normalized(maps, epsilon=1e-5):
+    """Mean 0 and variance 1 over batch and positions."""
+    mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
+    return (maps - mean) / np.sqrt(variance + epsilon)
+
+
+def factor_distance(y_true, y_pred):
+    """<| n(sum_c y_true^2) - n(sum_c y_pred^2) |>, `[batch]`."""
+    values = []
+    for teacher, student in zip(y_true, y_pred, strict=True):
+        one, two = (
+            unit(np.sum(np.float64(side) ** 2, axis=-1))
+            for side in (teacher, student)
+        )
+        values.append(np.mean(np.abs(one - two)))
+    return np.array(values)
