@@ -12,13 +12,36 @@ from typing import NamedTuple
 import keras
 
 from tfkd import losses
-from tfkd.matches import JacobianMatch, Match
+from tfkd.matches import (
+    ContrastiveMatch,
+    FactorMatch,
+    JacobianMatch,
+    Match,
+    ParaphraserMatch,
+    VariationalMatch,
+)
 from tfkd.matches.match import as_pairs
 from tfkd.matches.projectors import fitted_convolution
 from tfkd.trace import outline
 
 # Width of the space that penultimate features of different width share.
 _COMMON_WIDTH = 128
+
+
+class Stage(NamedTuple):
+    """What is trained before the main stage, accepted wherever `matches` is.
+
+    Attributes:
+        name: Of the method's part that it belongs to.
+        matches: List of its matches, with their weights.
+        label_weight: Weight of the label loss.
+        epochs: Published number of passes over the training data.
+    """
+
+    name: str
+    matches: list
+    label_weight: float
+    epochs: int
 
 
 class Method(NamedTuple):
@@ -28,11 +51,14 @@ class Method(NamedTuple):
         name: Its name, "ipot+kd" say.
         matches: List of its matches, with their weights.
         label_weight: Weight of the label loss.
+        stages: Tuple of the `Stage`s before it, each to be fitted by a
+            Distiller of its own, of the same student.
     """
 
     name: str
     matches: list
     label_weight: float
+    stages: tuple = ()
 
 
 def build(name, *, student, teacher, **overrides):
@@ -61,6 +87,18 @@ def build(name, *, student, teacher, **overrides):
     >>> method = tfkd.methods.build("kd", student=student, teacher=teacher)
     >>> [match.weight for match in method.matches], method.label_weight
     ([0.9], 0.1)
+
+    With stages before the main one:
+
+    ```python
+    method = tfkd.methods.build("ft", student=student, teacher=teacher)
+    for stage in (*method.stages, method):
+        distiller = tfkd.Distiller(
+            student=student, teacher=teacher, matches=stage
+        )
+        distiller.compile("sgd", loss)
+        distiller.fit(train, epochs=getattr(stage, "epochs", 240))
+    ```
     """
     if not isinstance(name, str):
         raise ValueError(
@@ -85,13 +123,18 @@ def build(name, *, student, teacher, **overrides):
     if len(set(parts)) != len(parts):
         raise ValueError(f"Method '{name}' names a part twice.")
     settings = _distribute(parts, overrides)
-    matches = []
+    terms = []
     for part in parts:
         options = settings[part]
         if part == "kd" and len(parts) > 1:
             options = {"weight": 1.0, **options}
-        matches += _METHODS[part](student, teacher, **options)
-    return Method(name, matches, 0.1 if parts == ["kd"] else 1.0)
+        terms += _METHODS[part](student, teacher, **options)
+    return Method(
+        name,
+        [term for term in terms if not isinstance(term, Stage)],
+        0.1 if parts == ["kd"] else 1.0,
+        tuple(term for term in terms if isinstance(term, Stage)),
+    )
 
 
 def _ce(student, teacher):
@@ -157,6 +200,57 @@ def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     return [_transport(loss, "remd", student, teacher, at, weight)]
 
 
+def _vid(student, teacher, *, at=None, weight=1.0):
+    """Prediction of all stages, with trained variances. Ahn et al. 2019."""
+    if at is None:
+        at = _all_stages(student, teacher)[:-1]
+    return [VariationalMatch(at, weight=weight, name="vid")]
+
+
+def _ft(student, teacher, *, at=None, stage_epochs=30, weight=200.0):
+    """Factors of the last map, after a stage for the paraphraser.
+
+    Kim et al. 2018, with the weight of Tian et al. 2020. The last map of
+    more than one position: with one, all factors are equal.
+    """
+    if at is None:
+        at = (_last_map(student), _last_map(teacher))
+    factor = FactorMatch(at, weight=weight, name="ft")
+    paraphraser = ParaphraserMatch(at, paraphraser=factor.paraphraser)
+    return [Stage("ft", [paraphraser], 0.0, stage_epochs), factor]
+
+
+def _crd(
+    student,
+    teacher,
+    *,
+    labels=None,
+    at="features",
+    negatives=16384,
+    temperature=0.07,
+    weight=0.8,
+):
+    """Embeddings of the features against those of other classes.
+
+    Tian et al. 2020. `labels` are the classes of all training examples.
+    """
+    if labels is None:
+        raise ValueError(
+            "Method 'crd' draws examples of other classes, so it needs the "
+            "class of each training example, in the order of the data's "
+            "index: labels=[...], integers [examples]."
+        )
+    match = ContrastiveMatch(
+        labels,
+        at=at,
+        negatives=negatives,
+        temperature=temperature,
+        weight=weight,
+        name="crd",
+    )
+    return [match]
+
+
 _METHODS = {
     "ce": _ce,
     "kd": _kd,
@@ -165,6 +259,9 @@ _METHODS = {
     "fitnet": _fitnet,
     "ipot": _ipot,
     "remd": _remd,
+    "vid": _vid,
+    "ft": _ft,
+    "crd": _crd,
 }
 NAMES = tuple(_METHODS)
 
@@ -239,19 +336,45 @@ def _transport(loss, name, student, teacher, at, weight):
 
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
-    common = {layer.name for layer in student.layers}
-    common &= {layer.name for layer in teacher.layers}
-    stages = sorted(
-        (name for name in common if re.fullmatch(r"stage\d+", name)),
+    common = _layer_names(student) & _layer_names(teacher)
+    stages = _stages(common)
+    if not stages or "features" not in common:
+        raise _nowhere(student, teacher)
+    return [*stages, "features"]
+
+
+def _last_map(model):
+    """The last stage of more than one position."""
+    stages = _stages(_layer_names(model))
+    signals = outline(model, stages).signals
+    maps = [name for name in stages if set(signals[name].shape[1:-1]) != {1}]
+    if not maps:
+        raise ValueError(
+            f"'{model.name}' has no layer named stage1, stage2, ... with more "
+            "than one position. Say where to compare: "
+            'at=("student layer", "teacher layer").'
+        )
+    return maps[-1]
+
+
+def _layer_names(model):
+    return {layer.name for layer in model.layers}
+
+
+def _stages(names):
+    """Those named stage1, stage2, ..., in order."""
+    return sorted(
+        (name for name in names if re.fullmatch(r"stage\d+", name)),
         key=lambda name: int(name.removeprefix("stage")),
     )
-    if not stages or "features" not in common:
-        raise ValueError(
-            f"Student '{student.name}' and teacher '{teacher.name}' have no "
-            "common layers named stage1, stage2, ..., features. Say where to "
-            'compare them: at=[("student layer", "teacher layer"), ...].'
-        )
-    return [*stages, "features"]
+
+
+def _nowhere(student, teacher):
+    return ValueError(
+        f"Student '{student.name}' and teacher '{teacher.name}' have no "
+        "common layers named stage1, stage2, ..., features. Say where to "
+        'compare them: at=[("student layer", "teacher layer"), ...].'
+    )
 
 
 def _shapes(pairs, student, teacher):

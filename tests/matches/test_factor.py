@@ -324,6 +324,13 @@ def test_what_is_no_map_is_refused():
             bind(tfkd.FactorMatch("features"), identity(ours), identity(theirs))
 
 
+def test_a_single_position_is_refused():
+    """Its normalised attention is 1, whatever the networks do."""
+    for ours, theirs in (((4, 4, 6), (1, 1, 6)), ((4, 1, 6), (1, 4, 6))):
+        with pytest.raises(ValueError, match="Choose an earlier layer"):
+            bind(tfkd.FactorMatch("features"), identity(ours), identity(theirs))
+
+
 def test_a_paraphraser_of_another_teacher_is_refused():
     match = tfkd.FactorMatch("features", paraphraser=_paraphraser())
     with pytest.raises(ValueError, match="of 6 channels.*gives 4. Make ano"):

@@ -188,7 +188,7 @@ class FactorMatch(PairedMatch):
 
     Raises:
         ValueError: If an argument is invalid; when bound, if a layer gives no
-            map. InvalidArgumentError in a step of training, if the
+            map, or one of a single position. InvalidArgumentError in a step of training, if the
             paraphraser has never been trained.
 
     Example:
@@ -222,6 +222,15 @@ class FactorMatch(PairedMatch):
         """As `BaseMatch.bind`; builds the translator."""
         ((ours, theirs),) = self.pairs
         source, target = _map(student, ours), _map(teacher, theirs)
+        sizes = source.shape[1:3], target.shape[1:3]
+        if all(min(pair) == 1 for pair in zip(*sizes, strict=True)):
+            raise ValueError(
+                f"Student '{student.name}' at {place_name(ours)} has shape "
+                f"{source.shape}, teacher '{teacher.name}' at "
+                f"{place_name(theirs)} has shape {target.shape}. Factors are "
+                "normalised over positions, so they are equal where there is "
+                "one. Choose an earlier layer."
+            )
         _build(self.paraphraser, target, teacher.name)
         self.paraphraser.trainable = False
         if self.translator is None:
