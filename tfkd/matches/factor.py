@@ -188,8 +188,8 @@ class FactorMatch(PairedMatch):
 
     Raises:
         ValueError: If an argument is invalid; when bound, if a layer gives no
-            map, or one of a single position. InvalidArgumentError in a step of training, if the
-            paraphraser has never been trained.
+            map, or one of a single position. InvalidArgumentError in a step of
+            training, if the paraphraser has never been trained.
 
     Example:
 
