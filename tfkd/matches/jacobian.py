@@ -217,7 +217,10 @@ class OutputGradientMatch(InputGradientMatch):
     def _signs(self, shape, dtype, seed):
         """Random signs `[batch, projections, ...]` over root projections."""
         shape = tf.concat([shape[:1], [self.num_projections], shape[1:]], 0)
-        signs = tf.where(tf.random.stateless_uniform(shape, seed) < 0.5, -1, 1)
+        # XLA has an algorithm of its own, and with it other directions, unless
+        # one is named.
+        drawn = tf.random.stateless_uniform(shape, seed, alg="philox")
+        signs = tf.where(drawn < 0.5, -1, 1)
         return tf.cast(signs, dtype) / math.sqrt(self.num_projections)
 
     def _jacobian(self, trace, drawn, scalars):
@@ -637,7 +640,10 @@ class InputNoiseMatch(BaseMatch):
         noisy = []
         for i, tensor in enumerate(keras.tree.flatten(teacher.inputs)):
             noise = tf.random.stateless_normal(
-                tf.shape(tensor), seed + tf.constant([0, i]), dtype=tensor.dtype
+                tf.shape(tensor),
+                seed + tf.constant([0, i]),
+                dtype=tensor.dtype,
+                alg="philox",  # the same noise under XLA
             )
             noisy.append(tensor + self.stddev * noise)
         inputs = keras.tree.pack_sequence_as(teacher.inputs, noisy)
