@@ -1,15 +1,20 @@
 """How a trainer runs one match, in a few lines, for tests of its values."""
 
+import functools
+
 import tensorflow as tf
 
 from tfkd.trace import Trace, outline
+
+# Tests bind many matches to the same networks.
+_outline = functools.lru_cache(maxsize=16)(outline)
 
 
 def bind(match, student, teacher=None):
     """Binds a match to two networks; returns it."""
     match.bind(
-        student=outline(student, match.student_layers),
-        teacher=teacher and outline(teacher, match.teacher_layers),
+        student=_outline(student, tuple(match.student_layers)),
+        teacher=teacher and _outline(teacher, tuple(match.teacher_layers)),
     )
     return match
 
@@ -73,8 +78,9 @@ def run_each(match, student, teacher, x, labels=None, **kwargs):
 def jacobian(fn, x):
     """[batch, outputs, inputs] of fn by TensorFlow's own batch Jacobian."""
     x = tf.constant(x)
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         outputs = fn(x)
-    rows = tape.batch_jacobian(outputs, x)
+    # One output after the other: for so few, quicker than all at once.
+    rows = tape.batch_jacobian(outputs, x, experimental_use_pfor=False)
     return rows.numpy().reshape(*outputs.shape, -1)
