@@ -249,10 +249,7 @@ class OutputGradientMatch(InputGradientMatch):
     def _signs(self, shape, dtype, seed):
         """Random signs `[batch, projections, ...]` over root projections."""
         shape = tf.concat([shape[:1], [self.num_projections], shape[1:]], 0)
-        # XLA has an algorithm of its own, and with it other directions, unless
-        # one is named.
-        drawn = tf.random.stateless_uniform(shape, seed, alg="philox")
-        signs = tf.where(drawn < 0.5, -1, 1)
+        signs = tf.where(_bits(shape, seed) < 2**31, -1, 1)
         return tf.cast(signs, dtype) / math.sqrt(self.num_projections)
 
     def _jacobian(self, trace, drawn, scalars):
@@ -671,11 +668,8 @@ class InputNoiseMatch(BaseMatch):
         seed = draw_seed(self._seeds, self.seed, training)
         noisy = []
         for i, tensor in enumerate(keras.tree.flatten(teacher.inputs)):
-            noise = tf.random.stateless_normal(
-                tf.shape(tensor),
-                seed + tf.constant([0, i]),
-                dtype=tensor.dtype,
-                alg="philox",  # the same noise under XLA
+            noise = _normal(
+                tf.shape(tensor), tensor.dtype, seed + tf.constant([0, i])
             )
             noisy.append(tensor + self.stddev * noise)
         inputs = keras.tree.pack_sequence_as(teacher.inputs, noisy)
@@ -732,6 +726,26 @@ def draw_seed(generator, seed, training):
     """
     drawn = generator.next() if training else [seed, 0]
     return tf.cast(drawn, tf.int32)
+
+
+def _bits(shape, seed):
+    """Random integers, uint32.
+
+    From these on, XLA draws what TensorFlow draws. Its own floating numbers
+    are others, whatever algorithm is named.
+    """
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+
+
+def _normal(shape, dtype, seed):
+    """Standard normal numbers, by the method of Box and Muller."""
+    wide = tf.float64 if dtype == tf.float64 else tf.float32
+    bits = _bits(tf.concat([[2], shape], axis=0), seed)
+    radius, angle = tf.unstack((tf.cast(bits, wide) + 0.5) * 2.0**-32)
+    normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle)
+    return tf.cast(normal, dtype)
 
 
 def _share(fraction):
