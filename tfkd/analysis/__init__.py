@@ -11,13 +11,23 @@ from tfkd.analysis.noise import (
     noise_robustness,
     plot_noise_robustness,
 )
+from tfkd.analysis.transport_trace import (
+    TransportTrace,
+    TransportTraceLogger,
+    plot_transport_trace,
+    transport_trace,
+)
 
 __all__ = [
     "FeatureAlignment",
     "NoiseRobustness",
+    "TransportTrace",
+    "TransportTraceLogger",
     "feature_alignment",
     "noise_robustness",
     "plot_curves",
     "plot_feature_alignment",
     "plot_noise_robustness",
+    "plot_transport_trace",
+    "transport_trace",
 ]
