@@ -15,7 +15,7 @@ from tfkd import losses
 from tfkd.matches import JacobianMatch, Match
 from tfkd.matches.match import as_pairs
 from tfkd.matches.projectors import fitted_convolution
-from tfkd.trace import outline
+from tfkd.trace import layer_names, outline
 
 # Width of the space that penultimate features of different width share.
 _COMMON_WIDTH = 128
@@ -44,7 +44,8 @@ def build(name, *, student, teacher, **overrides):
             instead of its own 0.9 beside labels at 0.1.
         student, teacher: Built Keras models. Methods that compare features
             look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features); for others pass `at`.
+            (stage1, stage2, ..., features), at any depth; for others pass
+            `at`.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -239,8 +240,7 @@ def _transport(loss, name, student, teacher, at, weight):
 
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
-    common = {layer.name for layer in student.layers}
-    common &= {layer.name for layer in teacher.layers}
+    common = {*layer_names(student)} & {*layer_names(teacher)}
     stages = sorted(
         (name for name in common if re.fullmatch(r"stage\d+", name)),
         key=lambda name: int(name.removeprefix("stage")),

@@ -8,6 +8,8 @@ a layer's name or width come to light before any training.
 
 import contextlib
 import difflib
+import functools
+import re
 import threading
 from typing import Any, NamedTuple
 
@@ -206,7 +208,10 @@ class Outline(NamedTuple):
         name: The model's name.
         inputs: Structure of `tf.TensorSpec`.
         signals: Layer name -> structure of `Signal`; None -> the outputs.
-        ops: Type of each kind of operation in the pass -> name of one.
+        ops: Type of each kind of operation in the inference pass -> paths
+            of the layers that have one, joined by commas; the model's name
+            for one outside all layers.
+        training_ops: Likewise, of the training pass.
         mixes_modes: Whether the training pass computes something else.
     """
 
@@ -214,6 +219,7 @@ class Outline(NamedTuple):
     inputs: Any
     signals: dict
     ops: dict
+    training_ops: dict
     mixes_modes: bool
 
 
@@ -239,18 +245,32 @@ def outline(model, layers=()):
             signals[name] = keras.tree.map_structure(_signal, trace[name])
 
     traced = tf.function(forward, autograph=False)
-    training, inference = (
-        traced.get_concrete_function(inputs, mode).graph.as_graph_def()
-        for mode in (True, False)
-    )
+    with _scopes(model) as paths:
+        training, inference = (
+            traced.get_concrete_function(inputs, mode).graph.as_graph_def()
+            for mode in (True, False)
+        )
     model._clear_losses()  # those of the graph, which nobody can use
     return Outline(
         name=model.name,
         inputs=inputs,
         signals=signals,
-        ops={node.op: node.name for node in _nodes(inference)},
+        ops=_places(inference, paths, model.name),
+        training_ops=_places(training, paths, model.name),
         mixes_modes=_nodes(training) != _nodes(inference),
     )
+
+
+def layer_names(model):
+    """The names of all layers of `model`, at any depth.
+
+    Args:
+        model: As of `find_layer`.
+
+    Returns:
+        List of strings, outermost layers first, without repetition.
+    """
+    return list(dict.fromkeys(layer.name for _, layer in _layer_paths(model)))
 
 
 def find_layer(model, name):
@@ -399,6 +419,73 @@ def _tap(layer):
                 del layer.__dict__["call"]
                 if tap.replaced is not None:
                     layer.__dict__["call"] = tap.replaced
+
+
+@contextlib.contextmanager
+def _scopes(model):
+    """Lets each layer of `model` make its operations in a scope of its own.
+
+    Keras' own scopes tell no layers apart: they are counted up where one is
+    called again, and `conv_1` may be a layer's name, too.
+
+    Yields:
+        Dict, name of the scope -> path of the layer.
+    """
+    layers = {}
+    for path, layer in _layer_paths(model):
+        layers.setdefault(id(layer), (path, layer))
+    paths, replaced = {}, []
+    for index, (path, layer) in enumerate(layers.values()):
+        scope = f"tfkd_layer{index}"
+        paths[scope] = path
+        replaced.append((layer, layer.__dict__.get("call")))
+        # Past __setattr__, which would track it as the layer's own.
+        layer.__dict__["call"] = _scoped(layer.call, scope)
+    try:
+        yield paths
+    finally:
+        for layer, call in replaced:
+            del layer.__dict__["call"]
+            if call is not None:
+                layer.__dict__["call"] = call
+
+
+def _scoped(call, scope):
+    @functools.wraps(call)
+    def scoped(*args, **kwargs):
+        with tf.name_scope(scope):
+            return call(*args, **kwargs)
+
+    return scoped
+
+
+def _places(graph_def, paths, model):
+    """As `Outline.ops`, of a graph that was made inside `_scopes`."""
+    functions = {f.signature.name: f for f in graph_def.library.function}
+    places, seen = {}, set()
+
+    def visit(nodes, place):
+        for node in nodes:
+            scopes = re.findall(r"tfkd_layer\d+", node.name)
+            inner = paths[scopes[-1]] if scopes else place
+            names = places.setdefault(node.op, [])
+            if inner not in names:
+                names.append(inner)
+            for called in _called(node):
+                if called in functions and (called, inner) not in seen:
+                    seen.add((called, inner))
+                    visit(functions[called].node_def, inner)
+
+    visit(graph_def.node, model)
+    return {op: ", ".join(names) for op, names in places.items()}
+
+
+def _called(node):
+    """Names of the functions that an operation calls."""
+    for value in node.attr.values():
+        for function in (value.func, *value.list.func):
+            if function.name:
+                yield function.name
 
 
 def _layer_paths(model):

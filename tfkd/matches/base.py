@@ -35,6 +35,8 @@ class BaseMatch(keras.layers.Layer):
         needs_teacher: Whether a teacher must be there.
         needs_labels: Whether labels must be there.
         needs_input_gradient: Whether traces are to be differentiable.
+        differentiates_teacher_twice: Whether what it keeps of the teacher
+            takes second-order gradients.
         student_pass: "training" or "inference", the student's pass it reads.
         freezes_statistics: Whether it wants the input gradient of that pass
             with batch statistics for constants.
@@ -48,6 +50,7 @@ class BaseMatch(keras.layers.Layer):
     needs_teacher = True
     needs_labels = False
     needs_input_gradient = False
+    differentiates_teacher_twice = False
     student_pass = "training"
     freezes_statistics = False
     has_own_pass = False
