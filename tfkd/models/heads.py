@@ -16,7 +16,7 @@ def with_head(backbone, *, num_classes, at="features"):
     and whether they train.
 
     Args:
-        backbone: A Functional or Sequential Keras model, such as those of
+        backbone: A built Functional or Sequential Keras model, such as those of
             `tfkd.models.build` and `keras.applications`.
         num_classes: Number of logits, an integer >= 1.
         at: Name of the layer whose output, `[batch, dim]`, is classified;
@@ -36,13 +36,13 @@ def with_head(backbone, *, num_classes, at="features"):
     (None, 10)
     """
     num_classes = check_count(num_classes, "num_classes")
-    if not isinstance(backbone, keras.Model) or not hasattr(
-        backbone, "operations"
+    if not isinstance(backbone, keras.Model) or not getattr(
+        backbone, "inputs", None
     ):
         raise ValueError(
-            "Invalid value for argument `backbone`. Expected a Functional or "
-            "Sequential Keras model, so that its layers can be told apart. "
-            f"Received: backbone={backbone!r}"
+            "Invalid value for argument `backbone`. Expected a built "
+            "Functional or Sequential Keras model, whose layers are known in "
+            f"their order. Received: backbone={backbone!r}"
         )
     names = [layer.name for layer in backbone.layers]
     if at not in names:
@@ -55,13 +55,13 @@ def with_head(backbone, *, num_classes, at="features"):
     features = backbone.get_layer(at).output
     if getattr(features, "ndim", None) != 2:
         raise ValueError(
-            f"Invalid value for argument `at`. Expected a layer with one "
+            "Invalid value for argument `at`. Expected a layer with one "
             "output [batch, dim], such as a GlobalAveragePooling2D. "
             f"Received: at={at!r} of '{backbone.name}', which returns "
             f"{keras.tree.map_structure(lambda x: x.shape, features)}"
         )
-    trunk = keras.Model(backbone.inputs, features, name=backbone.name)
+    trunk = keras.Model(backbone.input, features, name=backbone.name)
     copy = keras.models.clone_model(trunk)
     copy.set_weights(trunk.get_weights())
     outputs = classifier(copy.output, num_classes)
-    return keras.Model(copy.inputs, outputs, name=backbone.name)
+    return keras.Model(copy.input, outputs, name=backbone.name)
