@@ -23,22 +23,6 @@ def test_resnet8_has_78042_trainable_parameters_for_10_classes():
     assert count_trainable(model) == 464 + 4672 + 14528 + 57728 + 650 == 78042
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("resnet20", 0.28),
-        ("resnet56", 0.86),
-        ("resnet110", 1.74),
-        ("resnet8x4", 1.23),
-        ("resnet32x4", 7.43),
-    ],
-)
-def test_sizes_are_those_of_the_paper(name, millions):
-    """Lohit & Jones 2020, appendix A, rounded as there; 100 classes."""
-    model = tfkd.models.build(name, num_classes=100)
-    assert round(count_trainable(model) / 1e6, 2) == millions
-
-
 def plain_count(depth, stem, channels, classes):
     """Of a network whose first stage keeps the stem's channels or not."""
     total = 27 * stem + 2 * stem
@@ -54,31 +38,28 @@ def plain_count(depth, stem, channels, classes):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "stem", "channels"),
+    ("name", "depth", "stem", "channels", "millions"),
     [
-        ("resnet8", 8, 16, (16, 32, 64)),
-        ("resnet14", 14, 16, (16, 32, 64)),
-        ("resnet20", 20, 16, (16, 32, 64)),
-        ("resnet32", 32, 16, (16, 32, 64)),
-        ("resnet44", 44, 16, (16, 32, 64)),
-        ("resnet56", 56, 16, (16, 32, 64)),
-        ("resnet110", 110, 16, (16, 32, 64)),
-        ("resnet56-slim", 56, 8, (8, 16, 32)),
-        ("resnet8x4", 8, 32, (64, 128, 256)),
-        ("resnet32x4", 32, 32, (64, 128, 256)),
+        ("resnet8", 8, 16, (16, 32, 64), None),
+        ("resnet14", 14, 16, (16, 32, 64), None),
+        ("resnet20", 20, 16, (16, 32, 64), 0.28),
+        ("resnet32", 32, 16, (16, 32, 64), None),
+        ("resnet44", 44, 16, (16, 32, 64), None),
+        ("resnet56", 56, 16, (16, 32, 64), 0.86),
+        ("resnet110", 110, 16, (16, 32, 64), 1.74),
+        ("resnet56-slim", 56, 8, (8, 16, 32), None),
+        ("resnet8x4", 8, 32, (64, 128, 256), 1.23),
+        ("resnet32x4", 32, 32, (64, 128, 256), 7.43),
     ],
 )
-def test_every_size_is_the_sum_over_its_layers(name, depth, stem, channels):
-    model = tfkd.models.build(name, num_classes=10)
-    assert count_trainable(model) == plain_count(depth, stem, channels, 10)
-
-
-def test_the_slim_one_is_half_as_wide_in_every_layer():
-    slim = tfkd.models.build("resnet56-slim", num_classes=10)
-    half = tfkd.models.build("resnet56", num_classes=10, width=0.5)
-    assert [v.shape for v in slim.variables] == [
-        v.shape for v in half.variables
-    ]
+def test_trainable_parameters_for_100_classes(
+    name, depth, stem, channels, millions
+):
+    """The sum over the layers; Lohit & Jones 2020, appendix A, in millions."""
+    model = tfkd.models.build(name, num_classes=100)
+    count = count_trainable(model)
+    assert count == plain_count(depth, stem, channels, 100)
+    assert millions in (None, round(count / 1e6, 2))
 
 
 def test_resnet8_names_its_layers():

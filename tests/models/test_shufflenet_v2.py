@@ -94,14 +94,12 @@ def test_second_order_gradients_are_central_differences(float64, randomized):
     weights = model.trainable_variables
     directions = [rng.normal(size=variable.shape) for variable in weights]
 
-    @tf.function
     def penalty():
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = tf.reduce_sum(model(images, training=False)[:, 0])
         return tf.reduce_sum(tape.gradient(outputs, images) ** 2)
 
-    @tf.function
     def slope():
         with tf.GradientTape() as tape:
             value = penalty()

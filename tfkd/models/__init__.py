@@ -67,7 +67,9 @@ def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
     (None, 10)
     """
     if not isinstance(name, str) or name not in _BUILDERS:
-        nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+        nearest = difflib.get_close_matches(
+            name if isinstance(name, str) else "", NAMES, n=1
+        )
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(
             "Invalid value for argument `name`. "

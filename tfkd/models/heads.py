@@ -60,7 +60,9 @@ def with_head(backbone, *, num_classes, at="features"):
             f"Received: at={at!r} of '{backbone.name}', which returns "
             f"{keras.tree.map_structure(lambda x: x.shape, features)}"
         )
-    trunk = keras.Model(backbone.input, features, name=backbone.name)
+    sequential = isinstance(backbone, keras.Sequential)
+    inputs = backbone.inputs[0] if sequential else backbone.input
+    trunk = keras.Model(inputs, features, name=backbone.name)
     copy = keras.models.clone_model(trunk)
     copy.set_weights(trunk.get_weights())
     outputs = classifier(copy.output, num_classes)
