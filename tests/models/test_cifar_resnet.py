@@ -70,7 +70,10 @@ def test_resnet8_names_its_layers():
         padding, shortcut = [], []
         if stage != "stage1":
             padding = [f"{block}_conv1_pad"]
-            shortcut = [f"{block}_shortcut_conv", f"{block}_shortcut_norm"]
+            shortcut = [
+                f"{block}_shortcut_{layer}"
+                for layer in ("conv_pixels", "conv", "norm")
+            ]
         expected += [
             *padding,
             *(f"{block}_conv1", f"{block}_norm1", f"{block}_relu1"),

@@ -84,7 +84,7 @@ def test_wrn_16_2_names_its_layers():
         first, second = (f"stage{stage}_block{block}" for block in (1, 2))
         opening = [f"{first}_norm1", f"{first}_relu1"]
         if stage > 1:  # those that close the stage before
-            opening = [f"{first}_conv1_pad"]
+            opening = [f"{first}_conv1_pad", f"{first}_shortcut_pixels"]
         expected += [
             *(*opening, f"{first}_conv1", f"{first}_norm2", f"{first}_relu2"),
             *(f"{first}_conv2", f"{first}_shortcut", f"{first}_sum"),

@@ -14,12 +14,13 @@ def conv(x, channels, kernel_size=3, *, stride=1, initializer=None, name):
         initializer: Of the kernel; None: normal with variance
             2 / (kernel_size^2 channels), He et al. 2015 for the backward
             pass, as the residual networks were published.
-        name: Of the layer; its padding, if any, is called `name`_pad.
+        name: Of the layer; what a stride needs before it is `name`_pad or,
+            for a kernel of one pixel, `name`_pixels.
 
     Returns:
         Maps `[batch, ceil(height / stride), ceil(width / stride), channels]`.
     """
-    x, padding = _padded(x, kernel_size, stride, name)
+    x, stride, padding = _prepared(x, kernel_size, stride, name)
     return keras.layers.Conv2D(
         channels,
         kernel_size,
@@ -39,12 +40,12 @@ def depthwise_conv(x, kernel_size=3, *, stride=1, name):
         x: Maps `[batch, height, width, channels]`.
         kernel_size: Odd, in pixels.
         stride: In pixels.
-        name: Of the layer; its padding, if any, is called `name`_pad.
+        name: Of the layer; what a stride needs before it is `name`_pad.
 
     Returns:
         Maps `[batch, ceil(height / stride), ceil(width / stride), channels]`.
     """
-    x, padding = _padded(x, kernel_size, stride, name)
+    x, stride, padding = _prepared(x, kernel_size, stride, name)
     return keras.layers.DepthwiseConv2D(
         kernel_size,
         strides=stride,
@@ -159,16 +160,27 @@ def require_size(name, input_shape, *, halvings):
         )
 
 
-def _padded(x, kernel_size, stride, name):
-    """Maps and Keras' word for the padding that they still need."""
-    if stride == 1 or kernel_size == 1:
-        return x, "same"
+def _prepared(x, kernel_size, stride, name):
+    """Maps, and the stride and padding that Keras is to convolve them with."""
+    if stride == 1:
+        return x, 1, "same"
+    if kernel_size == 1:
+        # The pixels that it looks at, first: TensorFlow's CPU kernel (oneDNN)
+        # for the gradient of strided 1x1 kernels writes beyond its memory
+        # where channels are few.
+        x = keras.layers.AveragePooling2D(
+            1,
+            strides=stride,
+            data_format="channels_last",
+            name=f"{name}_pixels",
+        )(x)
+        return x, 1, "valid"
     # Keras' own padding of even maps is one-sided: the strided convolution
     # would look one pixel further than the shortcut beside it.
     x = keras.layers.ZeroPadding2D(
         kernel_size // 2, data_format="channels_last", name=f"{name}_pad"
     )(x)
-    return x, "valid"
+    return x, stride, "valid"
 
 
 def _he_fan_out():
