@@ -89,3 +89,10 @@ def test_the_table_of_losses_is_complete():
     section = README.split("## Where and how")[1].split("\n## ")[0]
     names = set(re.findall(r"^\| `(\w+)\(", section, re.MULTILINE))
     assert names == {*tfkd.losses.__all__} - {"DistributionLoss"}
+
+
+def test_the_table_of_networks_is_complete():
+    section = README.split("## Networks")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    names = re.findall(r"`([\w-]+)`", " ".join(rows))
+    assert sorted(names) == sorted(tfkd.models.NAMES)
