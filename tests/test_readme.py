@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfkd
+from tfkd.trace import Trace
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
@@ -36,6 +37,40 @@ def test_the_ten_lines_run(tmp_path, monkeypatch):
     )
 
 
+def test_the_example_of_keeping_a_teacher_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    student, teacher = (
+        tfkd.models.build(
+            name, num_classes=10, input_shape=(32, 32, 1), width=0.0625
+        )
+        for name in ("vgg4", "vgg9")
+    )
+    names = {"tfkd": tfkd, "student": student, "teacher": teacher}
+    exec(compile(_code("with_teacher"), "README", "exec"), names)
+    assert len(list((tmp_path / "tfkd").iterdir())) == 1
+    record = next(iter(names["train"]))[1]
+    assert set(record) == {"label", "index", "teacher"}
+
+
+def test_the_example_of_another_input_has_the_jacobian_of_the_whole():
+    large_teacher = tfkd.models.build(
+        "vgg4", num_classes=10, input_shape=(64, 64, 1), width=0.0625
+    )
+    names = {"keras": keras, "large_teacher": large_teacher}
+    exec(compile(_code("Resizing"), "README", "exec"), names)
+    x = tf.random.normal([2, 32, 32, 1])
+    trace = Trace(names["wrapped"], x, differentiable=True)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = large_teacher(tf.image.resize(x / 16, [64, 64]))[:, 3]
+    np.testing.assert_allclose(
+        trace.input_gradient(lambda trace: trace.outputs[:, 3]),
+        tape.gradient(logits, x),
+        rtol=1e-4,
+        atol=1e-7,
+    )
+
+
 def test_the_example_of_a_loss_works():
     names = {"keras": keras, "tf": tf}
     exec(compile(_code("AbsoluteError"), "README", "exec"), names)
@@ -54,3 +89,10 @@ def test_the_table_of_losses_is_complete():
     section = README.split("## Where and how")[1].split("\n## ")[0]
     names = set(re.findall(r"^\| `(\w+)\(", section, re.MULTILINE))
     assert names == {*tfkd.losses.__all__} - {"DistributionLoss"}
+
+
+def test_the_table_of_networks_is_complete():
+    section = README.split("## Networks")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    names = re.findall(r"`([\w-]+)`", " ".join(rows))
+    assert sorted(names) == sorted(tfkd.models.NAMES)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
-from tfkd.trace import Trace, exact_moments, find_layer, outline
+from tfkd.trace import Trace, twice_differentiable, find_layer, outline
 
 
 class Subclassed(keras.Model):
@@ -300,7 +300,7 @@ def _second_order_error(model, x, exact):
     def difference(step):
         return (shifted(step) - shifted(-step)) / (2 * step)
 
-    with exact_moments() if exact else tf.name_scope("as_is"):
+    with twice_differentiable() if exact else tf.name_scope("as_is"):
         with tf.GradientTape() as tape:
             value = penalty()
         gradients = tape.gradient(value, variables)
@@ -326,18 +326,18 @@ def test_second_order_gradients_through_normalization_are_exact(
     assert _second_order_error(model, x, exact=True) < 1e-8
 
 
-def test_exact_moments_change_no_value(make_network, images):
+def test_twice_differentiable_change_no_value(make_network, images):
     model = make_network()
     plain = model(images[0], training=True)
-    with exact_moments():
+    with twice_differentiable():
         exact = model(images[0], training=True)
     np.testing.assert_allclose(plain, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_exact_moments_are_put_away_when_all_have_left():
+def test_twice_differentiable_are_put_away_when_all_have_left():
     original = tf.nn.moments
-    with exact_moments():
-        with exact_moments():
+    with twice_differentiable():
+        with twice_differentiable():
             assert tf.nn.moments is not original
         assert tf.nn.moments is not original
     assert tf.nn.moments is original

@@ -2,6 +2,7 @@
 
 from tfkd import (
     analysis,
+    caching,
     data,
     export,
     losses,
@@ -29,6 +30,7 @@ __all__ = [
     "JacobianPenalty",
     "Match",
     "analysis",
+    "caching",
     "data",
     "export",
     "losses",

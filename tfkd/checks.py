@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd.records import unpack
+
 
 def check_data(x, y, *, outlines, classes):
     """Refuses data that no step could use.
@@ -29,11 +31,9 @@ def check_data(x, y, *, outlines, classes):
             raise ValueError("The dataset is empty.")
         specs = x.element_spec
         _require_shapes(specs[0] if _is_pair(specs) else specs, outlines)
-        labelled = (
-            _is_pair(specs)
-            and isinstance(specs[1], tf.TensorSpec)
-            and specs[1].shape.rank is not None
-        )
+        label = unpack(specs[1]).label if _is_pair(specs) else None
+        labelled = isinstance(label, tf.TensorSpec)
+        labelled = labelled and label.shape.rank is not None
         if classes is None or not labelled:
             return x
         return x.map(
@@ -41,6 +41,7 @@ def check_data(x, y, *, outlines, classes):
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
+    y = unpack(y).label
     arrays = keras.tree.flatten(x)
     if not arrays:
         raise ValueError("The data are empty.")
@@ -60,6 +61,8 @@ def _is_pair(specs):
 def _with_checked_labels(batch, classes):
     """The batch, whose labels fail in the pipeline if they are wrong."""
     x, y, *rest = batch
+    record = unpack(y)
+    y = record.label
     if _is_one_hot(y.shape, classes):
         return batch
     integers = tf.cast(y, tf.int64)
@@ -69,7 +72,7 @@ def _with_checked_labels(batch, classes):
     message = f"Labels out of range: expected 0 to {classes - 1}, got"
     check = tf.debugging.Assert(in_range, [message, y])
     with tf.control_dependencies([check]):
-        return (x, tf.identity(y), *rest)
+        return (x, record._replace(label=tf.identity(y)).pack(), *rest)
 
 
 def _require_labels(y, classes):

@@ -86,7 +86,7 @@ class Trace:
                 persistent=True, watch_accessed_variables=False
             )
             frozen = self._tape if freeze_statistics else None
-            with exact_moments(frozen), self._tape:
+            with twice_differentiable(frozen), self._tape:
                 self._tape.watch(self.inputs)
                 self._run(model, layers, training)
         else:
@@ -313,18 +313,18 @@ def find_layer(model, name):
     )
 
 
-class _ExactMoments:
-    """Counts who is inside `exact_moments`, over all threads."""
+class _Stand:
+    """Who stands in for functions of `tf.nn`, over all threads."""
 
     lock = threading.Lock()
     depth = 0
-    original = None
+    originals = {}
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
 @contextlib.contextmanager
-def exact_moments(frozen=None):
-    """Makes normalisation layers traced inside exact at second order.
+def twice_differentiable(frozen=None):
+    """Makes layers traced inside exact, and cheaper, at second order.
 
     `tf.nn.moments`, to which Keras' batch, layer and group normalisation
     come down, takes the variance around a mean whose gradient is stopped.
@@ -333,31 +333,38 @@ def exact_moments(frozen=None):
     context it is a function that can be differentiated twice, for the layers
     of any model.
 
+    ReLU, its kin and max pooling are linear between their kinks, so their
+    second derivative is zero. TensorFlow sends a tensor of zeros back
+    through the whole forward pass all the same, at the price of a backward
+    pass. Inside this context it sends nothing.
+
     Args:
         frozen: A tape that shall not see how statistics over the batch (not
             those within an example) come about, or None.
     """
-    with _ExactMoments.lock:
-        if _ExactMoments.depth == 0:
-            _ExactMoments.original = tf.nn.moments
-            tf.nn.moments = _moments
-        _ExactMoments.depth += 1
-    outer = getattr(_ExactMoments.frozen, "tape", None)
-    _ExactMoments.frozen.tape = frozen
+    with _Stand.lock:
+        if _Stand.depth == 0:
+            for name, stand_in in _STAND_INS.items():
+                _Stand.originals[name] = getattr(tf.nn, name)
+                setattr(tf.nn, name, stand_in)
+        _Stand.depth += 1
+    outer = getattr(_Stand.frozen, "tape", None)
+    _Stand.frozen.tape = frozen
     try:
         yield
     finally:
-        _ExactMoments.frozen.tape = outer
-        with _ExactMoments.lock:
-            _ExactMoments.depth -= 1
-            if _ExactMoments.depth == 0:
-                tf.nn.moments = _ExactMoments.original
+        _Stand.frozen.tape = outer
+        with _Stand.lock:
+            _Stand.depth -= 1
+            if _Stand.depth == 0:
+                for name, original in _Stand.originals.items():
+                    setattr(tf.nn, name, original)
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
     """As `tf.nn.moments`, differentiable twice."""
     axes = [axis % x.shape.rank for axis in np.ravel(axes).tolist()]
-    tape = getattr(_ExactMoments.frozen, "tape", None)
+    tape = getattr(_Stand.frozen, "tape", None)
     stop = contextlib.nullcontext()
     if tape is not None and 0 in axes:
         stop = tape.stop_recording()
@@ -368,6 +375,40 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
         if not keepdims:
             mean = tf.squeeze(mean, axes)
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _linear_between_kinks(name):
+    """As `tf.nn`'s function of this name, without second derivative."""
+
+    def stand_in(*args, **kwargs):
+        original = _Stand.originals[name]
+        if not args:  # The input has another name in each of them.
+            return original(**kwargs)
+
+        @tf.custom_gradient
+        def function(x):
+            # The backward pass depends on its own copy of the input, behind
+            # which nobody differentiates.
+            x = tf.stop_gradient(x)
+            with tf.GradientTape(
+                persistent=True, watch_accessed_variables=False
+            ) as tape:
+                tape.watch(x)
+                y = original(x, *args[1:], **kwargs)
+            return y, lambda upstream: tape.gradient(y, x, upstream)
+
+        return function(args[0])
+
+    return stand_in
+
+
+_STAND_INS = {
+    "moments": _moments,
+    **{
+        name: _linear_between_kinks(name)
+        for name in ("relu", "relu6", "leaky_relu", "max_pool")
+    },
+}
 
 
 class _Tap:

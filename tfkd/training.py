@@ -5,9 +5,11 @@ import contextvars
 import keras
 import tensorflow as tf
 
+from tfkd.caching import network_key, observation_key
 from tfkd.checks import check_data
 from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
+from tfkd.records import unpack, with_class_weight
 from tfkd.trace import Signal, Trace, outline
 
 # XLA's second derivative of max pooling compares the top 16 bits only.
@@ -169,11 +171,15 @@ class StudentTrainer(keras.Model):
         validation_split=0.0,
         validation_data=None,
         shuffle=None,
+        class_weight=None,
+        sample_weight=None,
         **kwargs,
     ):
         """As `keras.Model.fit`; bad data are refused before the first step.
 
-        Labels of a `tf.data.Dataset` are checked as they come.
+        Labels of a `tf.data.Dataset` are checked as they come. Labels may be
+        records: dicts of "label" and of what `tfkd.data.load(index=True)`
+        ("index") or `tfkd.caching.with_teacher` ("teacher") put beside it.
 
         Args:
             x: As of `keras.Model.fit`.
@@ -185,6 +191,8 @@ class StudentTrainer(keras.Model):
             validation_split: As of `keras.Model.fit`.
             validation_data: As of `keras.Model.fit`.
             shuffle: As of `keras.Model.fit`; None: arrays are shuffled.
+            class_weight: As of `keras.Model.fit`.
+            sample_weight: As of `keras.Model.fit`.
             **kwargs: As of `keras.Model.fit`.
 
         Returns:
@@ -195,6 +203,10 @@ class StudentTrainer(keras.Model):
                 than a network takes, or hold labels out of range.
         """
         x = self._checked(x, y)
+        if class_weight is not None:
+            x, sample_weight, class_weight = with_class_weight(
+                x, y, sample_weight, class_weight
+            )
         if isinstance(validation_data, tf.data.Dataset):
             validation_data = self._checked(validation_data, None)
         elif validation_data is not None:
@@ -212,6 +224,8 @@ class StudentTrainer(keras.Model):
             validation_split=validation_split,
             validation_data=validation_data,
             shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
             **kwargs,
         )
 
@@ -240,8 +254,8 @@ class StudentTrainer(keras.Model):
 
     def train_step(self, data):
         """One step of training on one batch."""
-        x, y, sample_weight = _unpack(data)
-        observed = self._observe_teacher(x, y, training=True)
+        x, y, sample_weight, given = _unpack(data)
+        observed = self._observe_teacher(x, y, training=True, given=given)
         with tf.GradientTape() as tape:
             loss, outputs = self._step_loss(
                 x, y, sample_weight, observed, training=True
@@ -259,8 +273,8 @@ class StudentTrainer(keras.Model):
 
     def test_step(self, data):
         """One step of evaluation on one batch."""
-        x, y, sample_weight = _unpack(data)
-        observed = self._observe_teacher(x, y, training=False)
+        x, y, sample_weight, given = _unpack(data)
+        observed = self._observe_teacher(x, y, training=False, given=given)
         _, outputs = self._step_loss(
             x, y, sample_weight, observed, training=False
         )
@@ -268,10 +282,30 @@ class StudentTrainer(keras.Model):
 
     # === One step ===
 
-    def _observe_teacher(self, x, y, training):
-        """What the matches keep of the teacher, as constants."""
-        if not any(match.needs_teacher for match in self.matches):
-            return [None] * len(self.matches)
+    def _observe_teacher(self, x, y, training, given=None):
+        """What the matches keep of the teacher, as constants.
+
+        Args:
+            x: The batch.
+            y: Its labels.
+            training: Whether this is a step of training.
+            given: What `tfkd.caching` kept, key -> structure; the teacher
+                runs for the rest.
+        """
+        given = given or {}
+        observed = [
+            match.part(given[key]) if key in given else None
+            for match, key in zip(
+                self.matches, self._given_keys(given), strict=True
+            )
+        ]
+        missing = [
+            (i, match)
+            for i, match in enumerate(self.matches)
+            if match.needs_teacher and observed[i] is None
+        ]
+        if not missing:
+            return observed
         trace = Trace(
             self._networks.teacher,
             x,
@@ -280,10 +314,34 @@ class StudentTrainer(keras.Model):
             differentiable=self._teacher_differentiable,
         )
         self._networks.teacher._clear_losses()
-        return [
-            keras.tree.map_structure(
+        for i, match in missing:
+            observed[i] = keras.tree.map_structure(
                 _constant, match.observe(trace, training=training)
             )
+        return observed
+
+    def _given_keys(self, given):
+        """For each match the key of its observation in a batch, or None.
+
+        Args:
+            given: Key -> what `tfkd.caching` kept of a teacher.
+
+        Raises:
+            ValueError: If that was another teacher.
+        """
+        if not given or self._networks.teacher is None:
+            return [None] * len(self.matches)
+        with tf.init_scope():
+            teacher = network_key(self._networks.teacher)
+        if not all(key.startswith(teacher) for key in given):
+            raise ValueError(
+                "The dataset holds what tfkd.caching.with_teacher kept of "
+                f"another teacher than '{self._networks.teacher.name}', or "
+                "of this one with other weights. Call with_teacher with the "
+                "teacher of the Distiller."
+            )
+        return [
+            f"{teacher}-{observation_key(match)}"
             if match.needs_teacher
             else None
             for match in self.matches
@@ -366,6 +424,10 @@ class StudentTrainer(keras.Model):
         finally:
             self._hides_losses = False
 
+    def compute_loss(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.compute_loss`; of the labels of a record."""
+        return super().compute_loss(x, unpack(y).label, *args, **kwargs)
+
     @property
     def losses(self):
         """As `keras.Model.losses`."""
@@ -373,7 +435,8 @@ class StudentTrainer(keras.Model):
         return [] if self._hides_losses else super().losses
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """As `keras.Model.compute_metrics`."""
+        """As `keras.Model.compute_metrics`; of the labels of a record."""
+        y = unpack(y).label
         if y is None and self._compile_metrics is not None:
             raise ValueError(
                 "compile() got metrics, but the data have no labels to "
@@ -583,11 +646,19 @@ class _Networks:
 
 
 def _unpack(data):
-    """The batch as (x, y, sample_weight): structures of tensors or None."""
-    return keras.tree.map_structure(
+    """The batch as (x, y, sample_weight, given): tensors or None.
+
+    `given` is what a record holds of a teacher, key -> structure, or None.
+    """
+    x, y, sample_weight = keras.tree.map_structure(
         lambda v: None if v is None else tf.convert_to_tensor(v),
         keras.utils.unpack_x_y_sample_weight(data),
     )
+    record = unpack(y)
+    if record.label is not y and isinstance(sample_weight, dict):
+        # Keras gives each entry of y the weights of arrays.
+        sample_weight = sample_weight["label"]
+    return x, record.label, sample_weight, record.teacher
 
 
 def _constant(tensor):

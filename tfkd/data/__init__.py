@@ -10,7 +10,7 @@ __all__ = ["NAMES", "Dataset", "load"]
 NAMES = ("digits", "idx:FOLDER")
 
 
-def load(name, *, batch_size, examples_per_class=None, seed=0):
+def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
     """Loads a dataset, split into training, validation and test images.
 
     - "digits": the 1797 handwritten digits of scikit-learn, 8x8 pixels
@@ -32,6 +32,9 @@ def load(name, *, batch_size, examples_per_class=None, seed=0):
             of all; for one seed a larger subset contains a smaller one.
             Standardisation is that of all training images nevertheless, so
             that a teacher and a student agree on the units. >= 1 or None.
+        index: Whether labels are records `{"label": y, "index": i}`, i the
+            example's number in its split, int64 `[batch]`. A `tfkd.Distiller`
+            takes them for labels; `tfkd.caching` knows examples by them.
         seed: An integer in [0, 2**32).
 
     Returns:
@@ -70,6 +73,7 @@ def load(name, *, batch_size, examples_per_class=None, seed=0):
         _read(name),
         batch_size=int(batch_size),
         examples_per_class=examples_per_class,
+        index=index,
         seed=int(seed),
     )
 

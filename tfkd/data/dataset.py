@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfkd.records import Record
+
 _VALIDATION_FRACTION = 0.1
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 1797
@@ -18,8 +20,9 @@ class Dataset:
 
     A pipeline yields batches `(x, y)`: `x` float32 `[batch, height, width,
     channels]`, equal to `(pixels - mean) / std`, and `y` int32 `[batch]` in
-    `[0, num_classes)`. All know their cardinality and keep an incomplete last
-    batch. `train` has a new order in every epoch; the others keep theirs.
+    `[0, num_classes)`, or a record with the example's index. All know their
+    cardinality and keep an incomplete last batch. `train` has a new order in
+    every epoch; the others keep theirs.
 
     Attributes:
         name: The name it was loaded by.
@@ -79,7 +82,9 @@ class Source(NamedTuple):
     origin: str
 
 
-def assemble(name, source, *, batch_size, examples_per_class, seed):
+def assemble(
+    name, source, *, batch_size, examples_per_class, seed, index=False
+):
     """Splits, subsets and standardises a source.
 
     Args:
@@ -87,6 +92,7 @@ def assemble(name, source, *, batch_size, examples_per_class, seed):
         source: A `Source`.
         batch_size: Images per batch. >= 1.
         examples_per_class: Training images per class, or None for all.
+        index: Whether labels are records with the example's number.
         seed: Of the subset and the order, in [0, 2**32).
 
     Returns:
@@ -135,7 +141,12 @@ def assemble(name, source, *, batch_size, examples_per_class, seed):
             )
         )
 
-    shared = {"mean": mean, "std": std, "batch_size": batch_size}
+    shared = {
+        "mean": mean,
+        "std": std,
+        "batch_size": batch_size,
+        "index": index,
+    }
     return Dataset(
         name=name,
         train=_pipeline(train, shuffle_seed=seed, **shared),
@@ -212,7 +223,7 @@ def _stratified_subset(labels, examples_per_class, class_names, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def _pipeline(examples, *, mean, std, batch_size, shuffle_seed=None):
+def _pipeline(examples, *, mean, std, batch_size, index, shuffle_seed=None):
     """Batches of standardised images with their labels.
 
     Args:
@@ -220,11 +231,12 @@ def _pipeline(examples, *, mean, std, batch_size, shuffle_seed=None):
         mean: Subtracted, one per channel, `[channels]`, in pixel units.
         std: Divides, one per channel, `[channels]`, in pixel units.
         batch_size: Images per batch.
+        index: Whether labels are records with the example's number.
         shuffle_seed: Seeds a new order every epoch; None keeps the order.
 
     Returns:
         A `tf.data.Dataset` of `(x, y)`, float32 `[batch, height, width,
-        channels]` and int32 `[batch]`, of known cardinality.
+        channels]` and int32 `[batch]` or records, of known cardinality.
     """
     # Eager tensors go to a GPU if there is one, which needs its memory for
     # the models.
@@ -236,7 +248,10 @@ def _pipeline(examples, *, mean, std, batch_size, shuffle_seed=None):
 
     def batch_at(indices):
         pixels = tf.cast(tf.gather(images, indices), tf.float32)
-        return (pixels - mean) / std, tf.gather(labels, indices)
+        record = Record(
+            tf.gather(labels, indices), index=indices if index else None
+        )
+        return (pixels - mean) / std, record.pack()
 
     # Shuffling indices keeps the full-size shuffle buffer to some kilobytes.
     indices = tf.data.Dataset.range(len(examples.labels))

@@ -145,7 +145,11 @@ def comparable(y_true, y_pred, *, same_shape=True):
 
 def flatten(signal):
     """`[batch, ...]` as `[batch, features]`; `[batch]` as `[batch, 1]`."""
-    return tf.reshape(signal, [tf.shape(signal)[0], -1])
+    # TensorFlow infers no size where the batch's is unknown as well.
+    features = signal.shape[1:].num_elements()
+    if features is None:
+        features = -1
+    return tf.reshape(signal, [tf.shape(signal)[0], features])
 
 
 def _example_weights(sample_weight, signal):

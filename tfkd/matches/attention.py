@@ -92,7 +92,21 @@ class AttentionJacobianMatch(InputGradientMatch):
                 tf.argmax(pooled, axis=-1), pooled.shape[-1], dtype=pooled.dtype
             )
             observed.append((place, self._rows(teacher, name, size, place)))
-        return observed
+        return tuple(observed)
+
+    def observation(self):
+        """As `BaseMatch.observation`: the layers, sizes and window."""
+        if not self.built:
+            raise ValueError(
+                f"Match '{self.name}' pools to the smaller of two maps, so it "
+                "must know the student. Construct the Distiller first."
+            )
+        return [
+            "attention_jacobian",
+            [name for _, name in self.pairs],
+            self._sizes,
+            self.window,
+        ]
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the pairs."""

@@ -115,6 +115,37 @@ class BaseMatch(keras.layers.Layer):
         """
         return {name: teacher[name] for name in self.teacher_layers}
 
+    def observation(self):
+        """What `observe_whole` depends on, beside the teacher and the batch.
+
+        Returns:
+            A structure of lists, strings and numbers; or None where what is
+            observed is drawn anew in each step, so that nothing can be kept.
+        """
+        return None
+
+    def observe_whole(self, teacher):
+        """As `observe`, but always of the whole batch, for `tfkd.caching`.
+
+        Args:
+            teacher: As of `observe`.
+
+        Returns:
+            Nested dicts and tuples of tensors `[batch, ...]`.
+        """
+        return self.observe(teacher)
+
+    def part(self, observed):
+        """What `observe` keeps, from what `observe_whole` kept.
+
+        Args:
+            observed: As `observe_whole` returns.
+
+        Returns:
+            As `observe` returns.
+        """
+        return observed
+
     def trace_student(self, model, inputs, labels, observed):
         """The pass of its own, if `has_own_pass`, in inference mode.
 

@@ -240,10 +240,10 @@ class OutputGradientMatch(InputGradientMatch):
         if self.of == "all":
             return {}
         if self.of == "label":
-            chosen = _true_class(labels, self._classes)
+            chosen = _true_class(labels, trace.outputs.shape[-1])
         else:
             largest = tf.argmax(trace.outputs, axis=-1)
-            chosen = tf.one_hot(largest, self._classes)
+            chosen = tf.one_hot(largest, trace.outputs.shape[-1])
         return {"combinations": chosen[:, None, :]}
 
     def _signs(self, shape, dtype, seed):
@@ -278,7 +278,7 @@ class OutputGradientMatch(InputGradientMatch):
         if "combinations" not in drawn:
             functions = [
                 lambda trace, i=i: scalars(trace)[:, i]
-                for i in range(self._classes)
+                for i in range(trace.outputs.shape[-1])
             ]
         else:
             combinations = drawn["combinations"]
@@ -435,13 +435,36 @@ class JacobianMatch(OutputGradientMatch):
             refuse_probabilities(self.loss, teacher, theirs)
 
     def observe(self, teacher, *, training=False):
-        """The combinations looked at, their scale, and the Jacobian."""
-        labels = self._part(teacher.labels)
+        """As `BaseMatch.observe`, of the part of the batch."""
         if self.has_own_pass:
-            inputs = self._part(teacher.inputs)
-            teacher = teacher.again(inputs, differentiable=True)
+            teacher = teacher.again(
+                self._part(teacher.inputs),
+                labels=self._part(teacher.labels),
+                differentiable=True,
+            )
+        return self._observed(teacher, training)
+
+    def observation(self):
+        """As `BaseMatch.observation`: the outputs that are differentiated."""
+        if self.num_projections is not None:
+            return None
+        temperature = None
+        if self._is_of_log_probabilities:
+            temperature = self.loss.temperature
+        return ["jacobian", self.of, temperature]
+
+    def observe_whole(self, teacher):
+        """As `BaseMatch.observe_whole`."""
+        return self._observed(teacher, training=False)
+
+    def part(self, observed):
+        """As `BaseMatch.part`: the first examples."""
+        return self._part(observed)
+
+    def _observed(self, teacher, training):
+        """The combinations looked at, their scale, and the Jacobian."""
         outputs = at_least_float32(teacher.outputs)
-        observed = self._draw(teacher, labels, training)
+        observed = self._draw(teacher, teacher.labels, training)
         if self._is_of_log_probabilities:
             probabilities = tf.nn.softmax(outputs / self.loss.temperature)
             observed["scale"] = tf.sqrt(probabilities)

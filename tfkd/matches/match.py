@@ -111,9 +111,18 @@ class Match(BaseMatch):
         super().bind(student=student, teacher=teacher)
 
     def observe(self, teacher, *, training=False):
-        """The raw signals of the teacher with their masks, or None."""
-        signals = [teacher[name] for _, name in self.pairs]
-        return [(s, getattr(s, "_keras_mask", None)) for s in signals]
+        """The raw signals of the teacher, with their masks if they have."""
+        observed = []
+        for _, name in self.pairs:
+            signal = teacher[name]
+            mask = getattr(signal, "_keras_mask", None)
+            masked = {} if mask is None else {"mask": mask}
+            observed.append({"signal": signal, **masked})
+        return tuple(observed)
+
+    def observation(self):
+        """As `BaseMatch.observation`: the layers."""
+        return ["signals", [name for _, name in self.pairs]]
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
@@ -125,8 +134,9 @@ class Match(BaseMatch):
             self.teacher_projectors,
             strict=True,
         ):
-            signal, mask = y_true
-            y_true = _masked(at_least_float32(signal), mask)
+            y_true = _masked(
+                at_least_float32(y_true["signal"]), y_true.get("mask")
+            )
             y_pred = at_least_float32(student[name])
             if projector is not None:
                 y_pred = projector(y_pred, training=training)
