@@ -9,7 +9,7 @@ a layer's name or width come to light before any training.
 import contextlib
 import difflib
 import threading
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -298,7 +298,7 @@ class _Stand:
 
     lock = threading.Lock()
     depth = 0
-    originals = {}
+    originals: ClassVar = {}  # name in tf.nn -> function
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
