@@ -11,7 +11,7 @@ import difflib
 import functools
 import re
 import threading
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -318,7 +318,7 @@ class _Stand:
 
     lock = threading.Lock()
     depth = 0
-    originals = {}
+    originals: ClassVar = {}  # name in tf.nn -> function
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
