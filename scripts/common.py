@@ -88,11 +88,12 @@ RECIPE = Recipe("vgg9", 0.25, 12, 64, 5e-3, 0)
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and exit code 2."""
 
-    def __init__(self, description):
+    def __init__(self, description, **kwargs):
         super().__init__(
             description=description,
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
+            **kwargs,
         )
 
     def error(self, message):

@@ -18,6 +18,7 @@ LINES = (
     ("trace", "matches", "training", "distiller"),
     ("checks", "training"),
     ("trace", "matches", "caching", "training"),
+    ("trace", "transport", "analysis"),
 )
 
 

@@ -150,6 +150,60 @@ def test_transport_compares_the_common_stages_and_the_features(vgg):
     assert shapes == [None, None, None, (64, 128)]
 
 
+@pytest.fixture
+def wrapped(vgg):
+    """The student, and the teacher inside a model that prepares its input."""
+    student, base = vgg
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Rescaling(2.0, offset=-1.0)(inputs)
+    x = keras.layers.Resizing(32, 32)(x)
+    teacher = keras.Model(inputs, base(x), name="prepared")
+    student = tfkd.models.build(
+        "vgg4", width=0.125, num_classes=10, input_shape=(16, 16, 1)
+    )
+    return student, teacher
+
+
+def test_stages_are_found_inside_a_prepared_teacher(wrapped):
+    """Every method that looks for them, in one training."""
+    student, teacher = wrapped
+    method = _build("ipot+remd+fitnet+jacobian", wrapped)
+    places = ["stage1", "stage2", "stage3", "features"]
+    for match in method.matches[:2]:
+        assert list(match.pairs) == [(p, p) for p in places]
+    distiller = tfkd.Distiller(student=student, teacher=teacher, matches=method)
+    distiller.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype("float32")
+    logs = distiller.train_on_batch(x, np.arange(4), return_dict=True)
+    for match in method.matches:
+        assert 0 < logs[match.name] < np.inf
+
+
+def test_a_prepared_teacher_is_compared_with_by_value(wrapped):
+    """The nested stage, of the resized and rescaled image."""
+    student, teacher = wrapped
+    base = teacher.layers[-1]
+    x = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype("float32")
+    prepared = keras.layers.Resizing(32, 32)(2.0 * x - 1.0)
+    stage = keras.Model(base.input, base.get_layer("features").output)
+    theirs = stage(prepared, training=False).numpy()
+    kernel = np.random.default_rng(1).normal(size=(64, 128)).astype("float32")
+    ours = keras.Model(student.input, student.get_layer("features").output)
+    expected = np.mean((ours(x, training=False) @ kernel - theirs) ** 2)
+    projector = keras.layers.Dense(128, use_bias=False)
+    match = tfkd.Match("mse", at="features", projector=projector, name="match")
+    distiller = tfkd.Distiller(
+        student=student, teacher=teacher, matches=[match]
+    )
+    (built,) = match.student_projectors
+    built.set_weights([kernel])
+    distiller.compile("sgd")
+    values = distiller.evaluate(x, verbose=0, return_dict=True)
+    np.testing.assert_allclose(values["match"], expected, rtol=1e-4)
+
+
 def test_equal_widths_need_no_projector(vgg):
     student, _ = vgg
     twin = keras.models.clone_model(student)

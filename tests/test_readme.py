@@ -113,3 +113,10 @@ def test_the_example_of_stages_trains_the_paraphraser():
     exec(compile(code, "README", "exec"), names)
     (match,) = names["method"].matches
     assert int(match.paraphraser.steps) == 1
+
+
+def test_the_table_of_networks_is_complete():
+    section = README.split("## Networks")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    names = re.findall(r"`([\w-]+)`", " ".join(rows))
+    assert sorted(names) == sorted(tfkd.models.NAMES)

@@ -1,5 +1,6 @@
 """One forward pass of one network, seen from outside."""
 
+import contextlib
 import threading
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
-from tfkd.trace import Trace, exact_moments, find_layer, outline
+from tfkd.trace import Trace, find_layer, outline, twice_differentiable
 
 
 class Subclassed(keras.Model):
@@ -300,7 +301,7 @@ def _second_order_error(model, x, exact):
     def difference(step):
         return (shifted(step) - shifted(-step)) / (2 * step)
 
-    with exact_moments() if exact else tf.name_scope("as_is"):
+    with twice_differentiable() if exact else tf.name_scope("as_is"):
         with tf.GradientTape() as tape:
             value = penalty()
         gradients = tape.gradient(value, variables)
@@ -326,18 +327,18 @@ def test_second_order_gradients_through_normalization_are_exact(
     assert _second_order_error(model, x, exact=True) < 1e-8
 
 
-def test_exact_moments_change_no_value(make_network, images):
+def test_second_order_changes_no_value(make_network, images):
     model = make_network()
     plain = model(images[0], training=True)
-    with exact_moments():
+    with twice_differentiable():
         exact = model(images[0], training=True)
     np.testing.assert_allclose(plain, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_exact_moments_are_put_away_when_all_have_left():
+def test_what_stands_in_is_put_away_when_all_have_left():
     original = tf.nn.moments
-    with exact_moments():
-        with exact_moments():
+    with twice_differentiable():
+        with twice_differentiable():
             assert tf.nn.moments is not original
         assert tf.nn.moments is not original
     assert tf.nn.moments is original
@@ -359,3 +360,85 @@ def test_a_users_own_moments_are_exact_too(float64):
     x = tf.constant(np.random.default_rng(0).normal(size=(6, 5)))
     assert _second_order_error(model, x, exact=False) > 1e-4
     assert _second_order_error(model, x, exact=True) < 1e-8
+
+
+def _kinked(activation):
+    """Two convolutions of 8x8x2, whose pools and `activation` have kinks."""
+    layers = [keras.Input((8, 8, 2))]
+    for name in ("conv1", "conv2"):
+        layers += [
+            keras.layers.Conv2D(4, 3, padding="same", name=name),
+            keras.layers.Activation(activation),
+            keras.layers.MaxPooling2D(2),
+        ]
+    layers += [keras.layers.Flatten(), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
+
+
+def _second_order(model, x, prepared):
+    """Function that returns d sum |dy_0/dx|^2 / d kernel of "conv1"."""
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as outer:
+            inner = tf.GradientTape(watch_accessed_variables=False)
+            with inner, prepared():
+                inner.watch(x)
+                total = tf.reduce_sum(model(x)[:, 0])
+            penalty = tf.reduce_sum(inner.gradient(total, x) ** 2)
+        return outer.gradient(penalty, model.trainable_variables[0])
+
+    return gradient
+
+
+def _kinds_of_operations(function):
+    """Types of the operations that a function without arguments runs."""
+    found, waiting = {}, [tensor.op for tensor in function.graph.outputs]
+    while waiting:
+        op = waiting.pop()
+        if op.name not in found:
+            found[op.name] = op.type
+            waiting += [tensor.op for tensor in op.inputs]
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    "activation", ["relu", "relu6", "leaky_relu", tf.nn.relu]
+)
+def test_nothing_goes_back_through_a_forward_pass_without_curvature(
+    float64, images, activation
+):
+    """One convolution gives a kernel's gradient; TensorFlow takes two."""
+    model = _kinked(activation)
+    x = tf.constant(images[0])
+    values, counts = [], []
+    for prepared in (contextlib.nullcontext, twice_differentiable):
+        function = _second_order(model, x, prepared)
+        values.append(function())
+        kinds = _kinds_of_operations(function.get_concrete_function())
+        counts.append(kinds.count("Conv2DBackpropFilter"))
+    assert np.any(values[0])
+    np.testing.assert_allclose(*values, rtol=1e-12)
+    if activation is tf.nn.relu:  # taken before anything could stand in
+        assert counts == [2, 2]
+    else:
+        assert counts == [2, 1]
+
+
+def test_curvature_beside_kinks_is_kept(float64, images):
+    """Softplus, which the kinks of pooling and ReLU follow."""
+    model = _kinked("relu")
+    model.layers[1].activation = keras.activations.softplus
+    x = tf.constant(images[0])
+    plain = _second_order(model, x, contextlib.nullcontext)()
+    exact = _second_order(model, x, twice_differentiable)()
+    np.testing.assert_allclose(plain, exact, rtol=1e-10)
+
+
+def test_kinked_functions_take_their_input_by_name_too():
+    x = tf.constant([[-1.0, 2.0]])
+    with twice_differentiable():
+        np.testing.assert_array_equal(tf.nn.relu(features=x), [[0.0, 2.0]])
+        np.testing.assert_allclose(
+            tf.nn.leaky_relu(features=x, alpha=0.5), [[-0.5, 2.0]]
+        )

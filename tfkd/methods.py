@@ -22,7 +22,7 @@ from tfkd.matches import (
 )
 from tfkd.matches.match import as_pairs
 from tfkd.matches.projectors import fitted_convolution
-from tfkd.trace import outline
+from tfkd.trace import layer_names, outline
 
 # Width of the space that penultimate features of different width share.
 _COMMON_WIDTH = 128
@@ -70,7 +70,8 @@ def build(name, *, student, teacher, **overrides):
             instead of its own 0.9 beside labels at 0.1.
         student, teacher: Built Keras models. Methods that compare features
             look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features); for others pass `at`.
+            (stage1, stage2, ..., features), at any depth; for others pass
+            `at`.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -336,7 +337,7 @@ def _transport(loss, name, student, teacher, at, weight):
 
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
-    common = _layer_names(student) & _layer_names(teacher)
+    common = {*layer_names(student)} & {*layer_names(teacher)}
     stages = _stages(common)
     if not stages or "features" not in common:
         raise _nowhere(student, teacher)
@@ -345,7 +346,7 @@ def _all_stages(student, teacher):
 
 def _last_map(model):
     """The last stage of more than one position."""
-    stages = _stages(_layer_names(model))
+    stages = _stages(layer_names(model))
     signals = outline(model, stages).signals
     maps = [name for name in stages if set(signals[name].shape[1:-1]) != {1}]
     if not maps:
@@ -355,10 +356,6 @@ def _last_map(model):
             'at=("student layer", "teacher layer").'
         )
     return maps[-1]
-
-
-def _layer_names(model):
-    return {layer.name for layer in model.layers}
 
 
 def _stages(names):

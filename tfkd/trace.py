@@ -8,8 +8,10 @@ a layer's name or width come to light before any training.
 
 import contextlib
 import difflib
+import functools
+import re
 import threading
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -88,7 +90,7 @@ class Trace:
                 persistent=True, watch_accessed_variables=False
             )
             frozen = self._tape if freeze_statistics else None
-            with exact_moments(frozen), self._tape:
+            with twice_differentiable(frozen), self._tape:
                 self._tape.watch(self.inputs)
                 self._run(model, layers, training)
         else:
@@ -210,7 +212,10 @@ class Outline(NamedTuple):
         name: The model's name.
         inputs: Structure of `tf.TensorSpec`.
         signals: Layer name -> structure of `Signal`; None -> the outputs.
-        ops: Type of each kind of operation in the pass -> name of one.
+        ops: Type of each kind of operation in the inference pass -> paths
+            of the layers that have one, joined by commas; the model's name
+            for one outside all layers.
+        training_ops: Likewise, of the training pass.
         mixes_modes: Whether the training pass computes something else.
     """
 
@@ -218,6 +223,7 @@ class Outline(NamedTuple):
     inputs: Any
     signals: dict
     ops: dict
+    training_ops: dict
     mixes_modes: bool
 
 
@@ -243,18 +249,32 @@ def outline(model, layers=()):
             signals[name] = keras.tree.map_structure(_signal, trace[name])
 
     traced = tf.function(forward, autograph=False)
-    training, inference = (
-        traced.get_concrete_function(inputs, mode).graph.as_graph_def()
-        for mode in (True, False)
-    )
+    with _scopes(model) as paths:
+        training, inference = (
+            traced.get_concrete_function(inputs, mode).graph.as_graph_def()
+            for mode in (True, False)
+        )
     model._clear_losses()  # those of the graph, which nobody can use
     return Outline(
         name=model.name,
         inputs=inputs,
         signals=signals,
-        ops={node.op: node.name for node in _nodes(inference)},
+        ops=_places(inference, paths, model.name),
+        training_ops=_places(training, paths, model.name),
         mixes_modes=_nodes(training) != _nodes(inference),
     )
+
+
+def layer_names(model):
+    """The names of all layers of `model`, at any depth.
+
+    Args:
+        model: As of `find_layer`.
+
+    Returns:
+        List of strings, outermost layers first, without repetition.
+    """
+    return list(dict.fromkeys(layer.name for _, layer in _layer_paths(model)))
 
 
 def find_layer(model, name):
@@ -297,18 +317,18 @@ def find_layer(model, name):
     )
 
 
-class _ExactMoments:
-    """Counts who is inside `exact_moments`, over all threads."""
+class _Stand:
+    """Who stands in for functions of `tf.nn`, over all threads."""
 
     lock = threading.Lock()
     depth = 0
-    original = None
+    originals: ClassVar = {}  # name in tf.nn -> function
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
 @contextlib.contextmanager
-def exact_moments(frozen=None):
-    """Makes normalisation layers traced inside exact at second order.
+def twice_differentiable(frozen=None):
+    """Makes layers traced inside exact, and cheaper, at second order.
 
     `tf.nn.moments`, to which Keras' batch, layer and group normalisation
     come down, takes the variance around a mean whose gradient is stopped.
@@ -317,31 +337,38 @@ def exact_moments(frozen=None):
     context it is a function that can be differentiated twice, for the layers
     of any model.
 
+    ReLU, its kin and max pooling are linear between their kinks, so their
+    second derivative is zero. TensorFlow sends a tensor of zeros back
+    through the whole forward pass all the same, at the price of a backward
+    pass. Inside this context it sends nothing.
+
     Args:
         frozen: A tape that shall not see how statistics over the batch (not
             those within an example) come about, or None.
     """
-    with _ExactMoments.lock:
-        if _ExactMoments.depth == 0:
-            _ExactMoments.original = tf.nn.moments
-            tf.nn.moments = _moments
-        _ExactMoments.depth += 1
-    outer = getattr(_ExactMoments.frozen, "tape", None)
-    _ExactMoments.frozen.tape = frozen
+    with _Stand.lock:
+        if _Stand.depth == 0:
+            for name, stand_in in _STAND_INS.items():
+                _Stand.originals[name] = getattr(tf.nn, name)
+                setattr(tf.nn, name, stand_in)
+        _Stand.depth += 1
+    outer = getattr(_Stand.frozen, "tape", None)
+    _Stand.frozen.tape = frozen
     try:
         yield
     finally:
-        _ExactMoments.frozen.tape = outer
-        with _ExactMoments.lock:
-            _ExactMoments.depth -= 1
-            if _ExactMoments.depth == 0:
-                tf.nn.moments = _ExactMoments.original
+        _Stand.frozen.tape = outer
+        with _Stand.lock:
+            _Stand.depth -= 1
+            if _Stand.depth == 0:
+                for name, original in _Stand.originals.items():
+                    setattr(tf.nn, name, original)
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
     """As `tf.nn.moments`, differentiable twice."""
     axes = [axis % x.shape.rank for axis in np.ravel(axes).tolist()]
-    tape = getattr(_ExactMoments.frozen, "tape", None)
+    tape = getattr(_Stand.frozen, "tape", None)
     stop = contextlib.nullcontext()
     if tape is not None and 0 in axes:
         stop = tape.stop_recording()
@@ -352,6 +379,40 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
         if not keepdims:
             mean = tf.squeeze(mean, axes)
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _linear_between_kinks(name):
+    """As `tf.nn`'s function of this name, without second derivative."""
+
+    def stand_in(*args, **kwargs):
+        original = _Stand.originals[name]
+        if not args:  # The input has another name in each of them.
+            return original(**kwargs)
+
+        @tf.custom_gradient
+        def function(x):
+            # The backward pass depends on its own copy of the input, behind
+            # which nobody differentiates.
+            x = tf.stop_gradient(x)
+            with tf.GradientTape(
+                persistent=True, watch_accessed_variables=False
+            ) as tape:
+                tape.watch(x)
+                y = original(x, *args[1:], **kwargs)
+            return y, lambda upstream: tape.gradient(y, x, upstream)
+
+        return function(args[0])
+
+    return stand_in
+
+
+_STAND_INS = {
+    "moments": _moments,
+    **{
+        name: _linear_between_kinks(name)
+        for name in ("relu", "relu6", "leaky_relu", "max_pool")
+    },
+}
 
 
 class _Tap:
@@ -403,6 +464,73 @@ def _tap(layer):
                 del layer.__dict__["call"]
                 if tap.replaced is not None:
                     layer.__dict__["call"] = tap.replaced
+
+
+@contextlib.contextmanager
+def _scopes(model):
+    """Lets each layer of `model` make its operations in a scope of its own.
+
+    Keras' own scopes tell no layers apart: they are counted up where one is
+    called again, and `conv_1` may be a layer's name, too.
+
+    Yields:
+        Dict, name of the scope -> path of the layer.
+    """
+    layers = {}
+    for path, layer in _layer_paths(model):
+        layers.setdefault(id(layer), (path, layer))
+    paths, replaced = {}, []
+    for index, (path, layer) in enumerate(layers.values()):
+        scope = f"tfkd_layer{index}"
+        paths[scope] = path
+        replaced.append((layer, layer.__dict__.get("call")))
+        # Past __setattr__, which would track it as the layer's own.
+        layer.__dict__["call"] = _scoped(layer.call, scope)
+    try:
+        yield paths
+    finally:
+        for layer, call in replaced:
+            del layer.__dict__["call"]
+            if call is not None:
+                layer.__dict__["call"] = call
+
+
+def _scoped(call, scope):
+    @functools.wraps(call)
+    def scoped(*args, **kwargs):
+        with tf.name_scope(scope):
+            return call(*args, **kwargs)
+
+    return scoped
+
+
+def _places(graph_def, paths, model):
+    """As `Outline.ops`, of a graph that was made inside `_scopes`."""
+    functions = {f.signature.name: f for f in graph_def.library.function}
+    places, seen = {}, set()
+
+    def visit(nodes, place):
+        for node in nodes:
+            scopes = re.findall(r"tfkd_layer\d+", node.name)
+            inner = paths[scopes[-1]] if scopes else place
+            names = places.setdefault(node.op, [])
+            if inner not in names:
+                names.append(inner)
+            for called in _called(node):
+                if called in functions and (called, inner) not in seen:
+                    seen.add((called, inner))
+                    visit(functions[called].node_def, inner)
+
+    visit(graph_def.node, model)
+    return {op: ", ".join(names) for op, names in places.items()}
+
+
+def _called(node):
+    """Names of the functions that an operation calls."""
+    for value in node.attr.values():
+        for function in (value.func, *value.list.func):
+            if function.name:
+                yield function.name
 
 
 def _layer_paths(model):

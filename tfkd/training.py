@@ -180,7 +180,9 @@ class StudentTrainer(keras.Model):
     ):
         """As `keras.Model.fit`; bad data are refused before the first step.
 
-        Labels of a `tf.data.Dataset` are checked as they come.
+        Labels of a `tf.data.Dataset` are checked as they come. Labels may be
+        records: dicts of "label" and of what `tfkd.data.load(index=True)`
+        ("index") or `tfkd.caching.with_teacher` ("teacher") put beside it.
 
         Args:
             x: As of `keras.Model.fit`.

@@ -300,6 +300,6 @@ def test_draws_a_picture_of_several_models(tmp_path):
 
 
 def test_refuses_a_picture_of_nothing(tmp_path):
-    with pytest.raises(ValueError, match="at least one labelled result"):
+    with pytest.raises(ValueError, match="of at least one"):
         plot_noise_robustness({}, tmp_path / "noise.png")
     assert not list(tmp_path.iterdir())

@@ -250,6 +250,18 @@ def test_draws_differ_between_examples_and_steps():
     assert not np.any(np.all(first == second, axis=1))
 
 
+def test_xla_draws_alike():
+    """With replacement and without."""
+    others = OtherClasses(np.arange(100) % 2 * (np.arange(100) < 90))
+    classes, seed = tf.constant([0, 1, 1]), tf.constant([1, 2])
+    for count in (40, 50):
+        drawn = others.draw(classes, count, seed)
+        compiled = tf.function(others.draw, jit_compile=True)
+        np.testing.assert_array_equal(
+            np.sort(compiled(classes, count, seed)), np.sort(drawn)
+        )
+
+
 # === In training ===
 
 

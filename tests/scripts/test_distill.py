@@ -420,7 +420,7 @@ def test_overwrite_replaces_a_run(run, tmp_path, untrained):
         (["--method", "ce", "idot+kd"], r"'idot'.*'ce'.*Did you mean 'ipot'"),
         (["--method", "ce", "ce"], r"--method: \['ce'\] given twice"),
         (["--student", "vgg5"], r"--student.*'vgg4', 'vgg9'.*Did you mean"),
-        (["--teacher", "vgg8"], r"--teacher.*'vgg4', 'vgg9'.*Did you mean"),
+        (["--teacher", "vgg7"], r"--teacher.*'vgg4', 'vgg9'.*Did you mean"),
         (["--dataset", "digit"], r"--dataset.*'digits'"),
         (["--dataset", "idx:/no/such/folder"], "/no/such/folder"),
         (["--epochs", "0"], r"--epochs: expected an integer >= 1, not '0'"),

@@ -1,6 +1,5 @@
 """Accuracy under Gaussian noise on the inputs."""
 
-import itertools
 import numbers
 from typing import NamedTuple
 
@@ -8,12 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd.analysis.figures import check_labelled, panels, styles, tidy
+
 # Noise is drawn for this many examples at a time, whatever the data's batches
 # are, so that an example's noise is a function of its position. Another
 # number is other noise.
 _BLOCK = 64
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_LINES = ("-", "--", ":", "-.")
 
 
 class NoiseRobustness(NamedTuple):
@@ -138,19 +137,10 @@ def plot_noise_robustness(results, path):
     Example:
     >>> plot_noise_robustness({"ce": plain, "penalty": smooth}, "noise.png")
     """
-    # Deferred, so that measuring does without it.
-    from matplotlib.figure import Figure
-
-    if not results:
-        raise ValueError(
-            "Invalid value for argument `results`. Expected at least one "
-            f"labelled result. Received: results={results}"
-        )
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
-    styles = itertools.cycle(itertools.product(_LINES, _COLORS))
+    check_labelled(results, "results")
+    figure, (axes,) = panels(1, width=7, height=4.6)
     for (label, result), (line, color) in zip(
-        results.items(), styles, strict=False
+        results.items(), styles(), strict=False
     ):
         order = np.argsort(result.stddevs)
         stddevs = result.stddevs[order]
@@ -168,15 +158,13 @@ def plot_noise_robustness(results, path):
                 alpha=0.2,
                 linewidth=0,
             )
-    axes.set(
+    axes.legend(frameon=False)
+    tidy(
+        axes,
         title="Accuracy under noise: mean ± standard deviation of the draws",
         xlabel="standard deviation of the noise (input units)",
         ylabel="accuracy (%)",
     )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
     figure.savefig(path, dpi=140)
 
 

@@ -39,6 +39,8 @@ class BaseMatch(keras.layers.Layer):
         needs_index: Whether training data must number their examples.
         num_examples: Number of examples that it knows, or None for any.
         needs_input_gradient: Whether traces are to be differentiable.
+        differentiates_teacher_twice: Whether what it keeps of the teacher
+            takes second-order gradients.
         student_pass: "training" or "inference", the student's pass it reads.
         freezes_statistics: Whether it wants the input gradient of that pass
             with batch statistics for constants.
@@ -55,6 +57,7 @@ class BaseMatch(keras.layers.Layer):
     needs_index = False
     num_examples = None
     needs_input_gradient = False
+    differentiates_teacher_twice = False
     student_pass = "training"
     freezes_statistics = False
     has_own_pass = False

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_count, check_positive
 from tfkd.matches.base import reduce_values
-from tfkd.matches.jacobian import draw_seed
+from tfkd.matches.jacobian import draw_bits, draw_seed
 from tfkd.matches.match import PairedMatch, place_name, single_signal
 from tfkd.matches.projectors import projected
 from tfkd.precision import at_least_float32
@@ -159,7 +159,8 @@ class ContrastiveMatch(PairedMatch):
         )  # [batch, dimensions]
         theirs = unit_vectors(
             self.teacher_embedding(
-                at_least_float32(observed[0]["signal"]), training=training
+                at_least_float32(observed["signals"][0]["signal"]),
+                training=training,
             )
         )
         index = None
@@ -335,23 +336,17 @@ class OtherClasses:
         )
 
     def _with_replacement(self, kinds, count, seed):
-        others = tf.gather(tf.constant(self._others, tf.int32), kinds)
-        ends = tf.gather(tf.constant(self._ends, tf.int32), kinds)
-        shape = [tf.shape(kinds)[0], count]
-        drawn = tf.random.stateless_uniform(shape, seed)
-        limit = tf.cast(others, tf.float32)[:, None]
-        # Just below 1 times the limit may be rounded to the limit.
-        drawn = tf.minimum(
-            tf.cast(drawn * limit, tf.int32), others[:, None] - 1
-        )
+        others = tf.gather(tf.constant(self._others, tf.int64), kinds)
+        ends = tf.gather(tf.constant(self._ends, tf.int64), kinds)
+        bits = draw_bits([tf.shape(kinds)[0], count], seed)
+        # With N others, one is preferred by less than N / 2^32.
+        drawn = tf.cast(bits, tf.int64) % others[:, None]
         place = (ends[:, None] + drawn) % len(self.labels)
         return tf.gather(tf.constant(self._order, tf.int32), place)
 
     def _without_replacement(self, classes, count, seed):
-        shape = [tf.shape(classes)[0], len(self.labels)]
-        keys = tf.random.stateless_uniform(
-            shape, seed, minval=0, maxval=tf.int32.max, dtype=tf.int32
-        )
+        bits = draw_bits([tf.shape(classes)[0], len(self.labels)], seed)
+        keys = tf.cast(tf.bitwise.right_shift(bits, 1), tf.int32)  # >= 0
         own = tf.constant(self.labels, tf.int32)[None, :] == classes[:, None]
         keys = tf.where(own, tf.constant(-1), keys)
         # The places of the largest of random keys are a random subset.

@@ -133,7 +133,7 @@ class ParaphraserMatch(PairedMatch):
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`."""
-        maps = at_least_float32(observed[0]["signal"])
+        maps = at_least_float32(observed["signals"][0]["signal"])
         if training:
             self.paraphraser.steps.assign_add(1)
         values = tf.square(self.paraphraser(maps) - maps)
@@ -247,7 +247,9 @@ class FactorMatch(PairedMatch):
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`."""
         ((name, _),) = self.pairs
-        maps = self.paraphraser.encoder(at_least_float32(observed[0]["signal"]))
+        maps = self.paraphraser.encoder(
+            at_least_float32(observed["signals"][0]["signal"])
+        )
         if training:
             maps = self._if_trained(maps)
         theirs, ours = same_size(

@@ -24,18 +24,43 @@ from tfkd.matches.match import (
 from tfkd.precision import at_least_float32
 from tfkd.trace import Signal, Trace
 
-# What TensorFlow cannot differentiate twice: the first drops the second
-# order without a word, the others raise in the middle of a training step.
-_WITHOUT_SECOND_ORDER = (
-    "ResizeBilinear",
-    "ResizeNearestNeighbor",
-    "ResizeBicubic",
-    "ScaleAndTranslate",
-    "CropAndResize",
-    "MaxPoolWithArgmax",
-    "LRN",
-    "Softsign",
-    "Dilation2D",
+# What TensorFlow cannot differentiate twice, and what to take instead. Some
+# raise in the middle of a training step; ResizeBilinear and FakeQuant drop
+# the second order without a word.
+_RESIZE = (
+    "enlarge by keras.layers.Conv2DTranspose or "
+    'UpSampling2D(interpolation="nearest"), reduce by average pooling'
+)
+_QUANTIZE = "quantise after training"
+_WARP = "warp images in the input pipeline"
+_WITHOUT_SECOND_ORDER = {
+    "ResizeBilinear": _RESIZE,
+    "ResizeNearestNeighbor": _RESIZE,
+    "ResizeBicubic": _RESIZE,
+    "ResizeArea": _RESIZE,
+    "ScaleAndTranslate": _RESIZE,
+    "CropAndResize": f"crop by slicing; {_RESIZE}",
+    "MaxPoolWithArgmax": "use keras.layers.MaxPooling2D",
+    "FractionalMaxPool": "use keras.layers.MaxPooling2D",
+    "FractionalAvgPool": "use keras.layers.AveragePooling2D",
+    "Dilation2D": "use keras.layers.MaxPooling2D",
+    "LRN": "use keras.layers.GroupNormalization or LayerNormalization",
+    "Softsign": "activate by tanh",
+    "FakeQuantWithMinMaxArgs": _QUANTIZE,
+    "FakeQuantWithMinMaxVars": _QUANTIZE,
+    "FakeQuantWithMinMaxVarsPerChannel": _QUANTIZE,
+    "ImageProjectiveTransformV2": _WARP,
+    "ImageProjectiveTransformV3": _WARP,
+    "CudnnRNN": "give the layer use_cudnn=False",
+    "CudnnRNNV2": "give the layer use_cudnn=False",
+    "CudnnRNNV3": "give the layer use_cudnn=False",
+}
+# Of those, what it cannot even differentiate once: the first has no gradient,
+# the others have one that is not that of the values.
+_WITHOUT_FIRST_ORDER = (
+    "ResizeArea",
+    "ImageProjectiveTransformV2",
+    "ImageProjectiveTransformV3",
 )
 _STATISTICS = ("moving", "frozen", "batch")
 
@@ -70,16 +95,18 @@ class InputGradientMatch(BaseMatch):
         for outline in (student, teacher):
             if outline is not None:
                 _require_floating_input(outline, type(self).__name__)
-        for op in _WITHOUT_SECOND_ORDER:
-            if op in student.ops:
-                raise ValueError(
-                    f"'{student.name}' uses {op} (at {student.ops[op]}), "
-                    "which has no exact second-order gradient, so its "
-                    "Jacobian cannot be trained. Replace that layer: "
-                    "upsample by transposed convolution, activate by relu, "
-                    "gelu or tanh."
-                )
         own_pass = self.batch_statistics == "moving" and student.mixes_modes
+        ops = student.ops if own_pass else student.training_ops
+        _require_gradients(student.name, ops, _WITHOUT_SECOND_ORDER)
+        if self.needs_teacher:
+            _require_gradients(teacher.name, teacher.ops, _WITHOUT_FIRST_ORDER)
+            if self.differentiates_teacher_twice:
+                _require_gradients(
+                    teacher.name,
+                    teacher.ops,
+                    _WITHOUT_SECOND_ORDER,
+                    hint=', or take directions="output"',
+                )
         self.student_pass = "inference" if own_pass else "training"
         super().bind(student=student, teacher=teacher)
 
@@ -144,6 +171,11 @@ class OutputGradientMatch(InputGradientMatch):
     def needs_labels(self):
         """Whether the true class is asked for."""
         return self.of == "label" and self.num_projections is None
+
+    @property
+    def differentiates_teacher_twice(self):
+        """Whether derivatives along input directions are asked for."""
+        return self.directions == "input"
 
     @property
     def has_own_pass(self):
@@ -217,7 +249,7 @@ class OutputGradientMatch(InputGradientMatch):
     def _signs(self, shape, dtype, seed):
         """Random signs `[batch, projections, ...]` over root projections."""
         shape = tf.concat([shape[:1], [self.num_projections], shape[1:]], 0)
-        signs = tf.where(tf.random.stateless_uniform(shape, seed) < 0.5, -1, 1)
+        signs = tf.where(draw_bits(shape, seed) < 2**31, -1, 1)
         return tf.cast(signs, dtype) / math.sqrt(self.num_projections)
 
     def _jacobian(self, trace, drawn, scalars):
@@ -659,8 +691,8 @@ class InputNoiseMatch(BaseMatch):
         seed = draw_seed(self._seeds, self.seed, training)
         noisy = []
         for i, tensor in enumerate(keras.tree.flatten(teacher.inputs)):
-            noise = tf.random.stateless_normal(
-                tf.shape(tensor), seed + tf.constant([0, i]), dtype=tensor.dtype
+            noise = _normal(
+                tf.shape(tensor), tensor.dtype, seed + tf.constant([0, i])
             )
             noisy.append(tensor + self.stddev * noise)
         inputs = keras.tree.pack_sequence_as(teacher.inputs, noisy)
@@ -719,6 +751,33 @@ def draw_seed(generator, seed, training):
     return tf.cast(drawn, tf.int32)
 
 
+def draw_bits(shape, seed):
+    """Random integers of 32 bits, uniformly.
+
+    From these on, XLA draws what TensorFlow draws. Its own floating numbers
+    are others, whatever algorithm is named.
+
+    Args:
+        shape: Of the result.
+        seed: As `draw_seed` returns.
+
+    Returns:
+        Tensor of this shape, uint32.
+    """
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+
+
+def _normal(shape, dtype, seed):
+    """Standard normal numbers, by the method of Box and Muller."""
+    wide = tf.float64 if dtype == tf.float64 else tf.float32
+    bits = draw_bits(tf.concat([[2], shape], axis=0), seed)
+    radius, angle = tf.unstack((tf.cast(bits, wide) + 0.5) * 2.0**-32)
+    normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle)
+    return tf.cast(normal, dtype)
+
+
 def _share(fraction):
     if (
         not isinstance(fraction, numbers.Real)
@@ -749,6 +808,19 @@ def _require_floating_input(outline, name):
             raise ValueError(
                 f"{name} needs a floating input. Received: "
                 f"'{outline.name}' takes {spec.dtype.name}"
+            )
+
+
+def _require_gradients(name, ops, refused, hint=""):
+    """Raises if a network has an operation whose gradient is not exact."""
+    for op in refused:
+        if op in ops:
+            order = "first" if op in _WITHOUT_FIRST_ORDER else "second"
+            raise ValueError(
+                f"'{name}' uses {op} (layer '{ops[op]}'), which has no exact "
+                f"{order}-order gradient in TensorFlow, so that a match of "
+                "its Jacobian would be wrong. Replace that layer: "
+                f"{_WITHOUT_SECOND_ORDER[op]}{hint}."
             )
 
 

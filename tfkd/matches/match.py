@@ -46,13 +46,13 @@ class PairedMatch(BaseMatch):
 
     def observe(self, teacher, *, training=False):
         """The raw signals of the teacher, with their masks if they have."""
-        observed = []
+        signals = []
         for _, name in self.pairs:
             signal = teacher[name]
             mask = getattr(signal, "_keras_mask", None)
             masked = {} if mask is None else {"mask": mask}
-            observed.append({"signal": signal, **masked})
-        return tuple(observed)
+            signals.append({"signal": signal, **masked})
+        return {"signals": tuple(signals)}
 
     def observation(self):
         """As `BaseMatch.observation`: the layers."""
@@ -165,7 +165,7 @@ class Match(PairedMatch):
         total = 0.0
         for (name, _), y_true, projector, teacher_projector in zip(
             self.pairs,
-            observed,
+            observed["signals"],
             self.student_projectors,
             self.teacher_projectors,
             strict=True,

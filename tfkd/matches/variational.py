@@ -125,7 +125,11 @@ class VariationalMatch(PairedMatch):
         """As `BaseMatch.value`: the sum over the pairs."""
         total = 0.0
         for (name, _), y_true, regressor, variance in zip(
-            self.pairs, observed, self.regressors, self.variances, strict=True
+            self.pairs,
+            observed["signals"],
+            self.regressors,
+            self.variances,
+            strict=True,
         ):
             y_true = at_least_float32(y_true["signal"])
             source = at_least_float32(student[name])

@@ -1,16 +1,37 @@
-"""Networks to teach and to be taught: flat Functional models, logits out."""
+"""Networks to teach and to be taught: flat Functional models, logits out.
+
+Layers to compare networks at, the same in all of them:
+
+- "stem": the first convolution, in most after normalisation and ReLU.
+- "stage1", "stage2" and so on: the end of each stage.
+- "stage1_preactivation" and so on: what enters the last ReLU of the stage,
+  after all sums and normalisations. That ReLU is the layer "stage1" itself,
+  but for vgg4 and vgg9, where a pool follows it, and for the pre-activation
+  networks (wrn-*, resnet1001), where "stage1" is the sum before its
+  normalisation.
+- "features": the pooled vector before the classifier.
+- "logits": the classifier, without softmax.
+
+All layers are Keras' own, so that a saved network loads without tfkd. Those
+with max pools (vgg*, resnet18, resnet34) have only an approximate second
+derivative under XLA.
+"""
 
 import difflib
-import math
-import numbers
 
-from tfkd.models import vgg
+from tfkd.arguments import check_count, check_positive
+from tfkd.models import cifar_resnet, resnet, shufflenet_v2, vgg, wide_resnet
+from tfkd.models.heads import with_head
 
-__all__ = ["NAMES", "build"]
+__all__ = ["NAMES", "build", "with_head"]
 
 # A family joins with one line: its names, and the function that builds them.
 _BUILDERS = {
     **dict.fromkeys(vgg.NAMES, vgg.vgg),
+    **dict.fromkeys(cifar_resnet.NAMES, cifar_resnet.cifar_resnet),
+    **dict.fromkeys(wide_resnet.NAMES, wide_resnet.wide_resnet),
+    **dict.fromkeys(resnet.NAMES, resnet.resnet),
+    **dict.fromkeys(shufflenet_v2.NAMES, shufflenet_v2.shufflenet_v2),
 }
 
 NAMES = tuple(_BUILDERS)
@@ -22,15 +43,15 @@ def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
     Every network maps images `[batch, height, width, channels]` to logits
     `[batch, num_classes]`, which are float32 or wider under any precision
     policy. The layers to compare networks at are "stem", "stage1", "stage2"
-    and so on, "features" (the pooled vector before the classifier) and
-    "logits".
+    and so on, their "stage1_preactivation", "features" (the pooled vector
+    before the classifier) and "logits".
 
     Args:
         name: One of `tfkd.models.NAMES`; it also names the model.
         num_classes: Number of logits. >= 1.
         input_shape: `(height, width, channels)` of one image, in pixels.
         width: Factor on the channels of every layer but the logits, rounded,
-            and at least one channel. > 0.
+            and at least one channel (shufflenet-v2: of each half). > 0.
 
     Returns:
         A flat Functional `keras.Model`.
@@ -46,49 +67,34 @@ def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
     (None, 10)
     """
     if not isinstance(name, str) or name not in _BUILDERS:
-        nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+        nearest = difflib.get_close_matches(
+            name if isinstance(name, str) else "", NAMES, n=1
+        )
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(
             "Invalid value for argument `name`. "
             f"Expected one of {NAMES}. Received: name={name!r}.{hint}"
         )
-    if not _is_positive_integer(num_classes):
-        raise ValueError(
-            "Invalid value for argument `num_classes`. "
-            "Expected an integer >= 1. "
-            f"Received: num_classes={num_classes!r}"
+    num_classes = check_count(num_classes, "num_classes")
+    width = check_positive(width, "width")
+    return _BUILDERS[name](
+        name,
+        num_classes=num_classes,
+        input_shape=_image_shape(input_shape),
+        width=width,
+    )
+
+
+def _image_shape(input_shape):
+    """`input_shape` as three ints, or an error."""
+    try:
+        height, width, channels = (
+            check_count(size, "input_shape") for size in input_shape
         )
-    if (
-        not isinstance(input_shape, tuple | list)
-        or len(input_shape) != 3
-        or not all(_is_positive_integer(size) for size in input_shape)
-    ):
+    except (TypeError, ValueError):
         raise ValueError(
             "Invalid value for argument `input_shape`. "
             "Expected (height, width, channels), three integers >= 1. "
             f"Received: input_shape={input_shape!r}"
-        )
-    if (
-        not isinstance(width, numbers.Real)
-        or isinstance(width, bool)
-        or not 0.0 < width < math.inf
-    ):
-        raise ValueError(
-            "Invalid value for argument `width`. "
-            f"Expected a finite number > 0. Received: width={width!r}"
-        )
-    return _BUILDERS[name](
-        name,
-        num_classes=int(num_classes),
-        input_shape=tuple(int(size) for size in input_shape),
-        width=float(width),
-    )
-
-
-def _is_positive_integer(value):
-    """Whether `value` is a Python or NumPy integer >= 1, and no bool."""
-    return (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and value >= 1
-    )
+        ) from None
+    return height, width, channels
