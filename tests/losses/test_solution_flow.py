@@ -92,7 +92,11 @@ def test_equal_maps_of_another_order_of_positions_do_not_matter():
 def test_says_what_it_needs():
     teacher, student = _maps("equal sizes")
     assert SolutionFlow.joint
-    for pair in ((teacher[0], student[0]), (teacher[:1], student[:1])):
+    for pair in (
+        (teacher[0], student[0]),
+        (teacher[:1], student[:1]),
+        (teacher, [*student, student[0]]),
+    ):
         with pytest.raises(ValueError, match=r"at=\[...\], joint=True"):
             SolutionFlow().call(*pair)
     with pytest.raises(ValueError, match="equal widths; pass a projector"):

@@ -54,15 +54,17 @@ class SolutionFlow(keras.losses.Loss):
             Tensor `[batch]`, in the maps' unit to the fourth power.
 
         Raises:
-            ValueError: If a side is no such list, or the widths differ.
+            ValueError: If sides are no such lists, or widths differ.
         """
-        for side in (y_true, y_pred):
-            if not isinstance(side, (list, tuple)) or len(side) < 2:
-                raise ValueError(
-                    f"Loss '{self.name}' compares lists of two maps or more. "
-                    "Use tfkd.Match(..., at=[...], joint=True). "
-                    f"Received: {side!r}"
-                )
+        sides = (y_true, y_pred)
+        if not all(isinstance(side, (list, tuple)) for side in sides) or (
+            len(y_true) != len(y_pred) or len(y_true) < 2
+        ):
+            raise ValueError(
+                f"Loss '{self.name}' compares two lists of as many maps, two "
+                "or more. Use tfkd.Match(..., at=[...], joint=True). "
+                f"Received: y_true={y_true!r}, y_pred={y_pred!r}"
+            )
         pairs = [
             comparable(teacher, student, same_shape=False)
             for teacher, student in zip(y_true, y_pred, strict=True)
