@@ -63,17 +63,23 @@ class NeuronSelectivity(keras.losses.Loss):
                     "Selectivity needs maps [batch, height, width, channels]. "
                     f"Received: shape={signal.shape}"
                 )
-        teacher, student = map(_channels, same_size(y_true, y_pred))
+        teacher, student = map(_flat, same_size(y_true, y_pred))
         positions = teacher.shape[1]
         if positions <= min(teacher.shape[2], student.shape[2]):
             # mean_cd (s_c . t_d)^2 = <S S^T, T T^T> / (channels of both), so
             # the whole is the square of one difference.
-            difference = _gram(teacher) - _gram(student)
+            difference = _outer(teacher) - _outer(student)
             return tf.reduce_sum(tf.square(difference), axis=[1, 2])
+        among_teacher = tf.matmul(teacher, teacher, transpose_a=True)
+        among_student = tf.matmul(student, student, transpose_a=True)
+        between = tf.matmul(student, teacher, transpose_a=True)
+        # Lengths are in the products already: no copy of the maps is made.
+        ours = _inverse_root(tf.linalg.diag_part(among_student))
+        theirs = _inverse_root(tf.linalg.diag_part(among_teacher))
         return (
-            _kernel(teacher, teacher)
-            + _kernel(student, student)
-            - 2.0 * _kernel(student, teacher)
+            _kernel(among_teacher, theirs, theirs)
+            + _kernel(among_student, ours, ours)
+            - 2.0 * _kernel(between, ours, theirs)
         )
 
     def get_config(self):
@@ -81,22 +87,27 @@ class NeuronSelectivity(keras.losses.Loss):
         return {**super().get_config(), "dtype": self.dtype}
 
 
-def _channels(maps):
-    """Channels of unit length, `[batch, positions, channels]`."""
-    maps = tf.reshape(maps, [-1, maps.shape[1] * maps.shape[2], maps.shape[3]])
-    squared = tf.reduce_sum(tf.square(maps), axis=1, keepdims=True)
+def _flat(maps):
+    """`[batch, height, width, channels]` as `[batch, positions, channels]`."""
+    return tf.reshape(maps, [-1, maps.shape[1] * maps.shape[2], maps.shape[3]])
+
+
+def _outer(maps):
+    """Mean outer product of unit channels, `[batch, positions, positions]`."""
+    lengths = _inverse_root(tf.reduce_sum(tf.square(maps), axis=1))
+    directions = maps * lengths[:, None, :]
+    products = tf.matmul(directions, directions, transpose_b=True)
+    return products / maps.shape[2]
+
+
+def _kernel(products, rows, columns):
+    """Mean squared cosine, `[batch]`, of products and inverse lengths."""
+    cosines = products * rows[:, :, None] * columns[:, None, :]
+    return tf.reduce_mean(tf.square(cosines), axis=[1, 2])
+
+
+def _inverse_root(squared):
+    """One over the lengths of the channels; 0 for those without one."""
     short = squared < 1e-24
     inverse = tf.math.rsqrt(tf.where(short, tf.ones_like(squared), squared))
-    return maps * tf.where(short, tf.zeros_like(squared), inverse)
-
-
-def _gram(channels):
-    """Mean over channels of their outer products, `[batch, n, n]`."""
-    products = tf.matmul(channels, channels, transpose_b=True)
-    return products / channels.shape[2]
-
-
-def _kernel(x, y):
-    """Mean squared product of the channels, `[batch]`."""
-    products = tf.matmul(x, y, transpose_a=True)
-    return tf.reduce_mean(tf.square(products), axis=[1, 2])
+    return tf.where(short, tf.zeros_like(squared), inverse)
