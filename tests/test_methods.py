@@ -1,5 +1,7 @@
 """The papers' names, their matches and their published weights."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -49,10 +51,26 @@ def _summary(method):
         ("remd", [("remd", 1.0)], 1.0),
         ("vid", [("vid", 1.0)], 1.0),
         ("ft", [("ft", 200.0)], 1.0),
+        ("ab", [], 1.0),
         ("crd", [("crd", 0.8)], 1.0),
         ("crd+kd", [("crd", 0.8), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
+        ("attention", [("attention", 1000.0)], 1.0),
+        ("sp", [("sp", 3000.0)], 1.0),
+        ("cc", [("cc", 0.02)], 1.0),
+        ("rkd", [("rkd_distance", 25.0), ("rkd_angle", 50.0)], 1.0),
+        ("pkt", [("pkt", 3e4)], 1.0),
+        ("nst", [("nst", 50.0)], 1.0),
+        ("dkd", [("dkd", 1.0)], 1.0),
+        ("lskd", [("lskd", 9.0)], 0.1),
+        ("dist", [("dist", 1.0)], 1.0),
+        (
+            "ipot+sp+kd",
+            [("ipot", 1.0), ("sp", 3000.0), ("kd", 1.0)],
+            1.0,
+        ),
+        ("lskd+sp", [("lskd", 9.0), ("sp", 3000.0)], 1.0),
     ],
 )
 def test_published_weights(vgg, name, matches, label_weight):
@@ -62,7 +80,96 @@ def test_published_weights(vgg, name, matches, label_weight):
     assert method.label_weight == label_weight
 
 
-@pytest.mark.parametrize("name", [*tfkd.methods.NAMES, "ipot+fitnet+kd"])
+@pytest.mark.parametrize("name", tfkd.methods.NAMES)
+def test_description_has_the_weights_of_the_matches(vgg, name):
+    """The numbers in its words are those of what is built."""
+    description = tfkd.methods.describe(name)
+    assert description.name == name
+    assert description.needs in ("", "labels", "indices", "a stage before")
+    method = _build(name, vgg)
+    weights = [match.weight for match in method.matches]
+    if method.label_weight != 1.0:
+        weights.append(method.label_weight)
+    numbers = re.findall(r"\d+\.?\d*", description.weight)
+    assert [float(number) for number in numbers] == weights
+    needs = any(
+        match.needs_labels
+        or "labels" in getattr(getattr(match, "loss", None), "signals", ())
+        for match in method.matches
+    )
+    assert needs == (description.needs in ("labels", "indices"))
+    indices = any(match.needs_index for match in method.matches)
+    assert indices == (description.needs == "indices")
+    assert bool(method.stages) == (description.needs == "a stage before")
+
+
+def test_only_methods_by_themselves_are_described():
+    for name in ("ipot+kd", "ipott", None):
+        with pytest.raises(ValueError, match=re.escape(f"method '{name}'")):
+            tfkd.methods.describe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("attention", [(f"stage{i}", f"stage{i}") for i in (1, 2, 3)]),
+        ("nst", [(f"stage{i}", f"stage{i}") for i in (1, 2, 3)]),
+        ("sp", [("stage3", "stage5")]),
+        ("cc", [("features", "features")]),
+        ("pkt", [("features", "features")]),
+        ("lskd", [(None, None)]),
+        ("dist", [(None, None)]),
+        ("dkd", [(None, None)]),
+    ],
+)
+def test_published_places(vgg, name, at):
+    """VGG-4 has three stages, VGG-9 five."""
+    (match,) = _build(name, vgg).matches
+    assert match.pairs == at
+
+
+def test_published_settings(vgg):
+    def loss(name):
+        return _build(name, vgg).matches[0].loss
+
+    assert loss("attention").squared
+    assert loss("lskd").temperature == 2.0
+    assert loss("dist").temperature == 4.0
+    decoupled = loss("dkd")
+    assert decoupled.temperature == 4.0
+    assert (decoupled.target_weight, decoupled.others_weight) == (1.0, 8.0)
+
+
+def test_congruence_embeds_both_features_in_128_dimensions(vgg):
+    (match,) = _build("cc", vgg).matches
+    student, teacher = vgg
+    tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+    for projectors, width in (
+        (match.student_projectors, 64),
+        (match.teacher_projectors, 128),
+    ):
+        (projector,) = projectors
+        assert projector.kernel.shape == (width, 128)
+        assert projector.activation is keras.activations.linear
+        assert projector.trainable
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xfail(
+                    strict=True, reason="Match hands this loss no labels yet."
+                )
+            ]
+            if name == "dkd"
+            else [],
+        )
+        for name in [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
+    ],
+)
 def test_every_method_trains(vgg, name):
     """All its stages, each everything that it has to train."""
     student, teacher = vgg
@@ -80,11 +187,12 @@ def test_every_method_trains(vgg, name):
             "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
         trained = distiller.trainable_variables
-        if not any(match.trains_student for match in stage.matches) and (
-            stage.label_weight == 0
-        ):
-            ours = {id(v) for v in student.variables}
-            trained = [v for v in trained if id(v) not in ours]
+        if stage.label_weight == 0:
+            out_of_reach = student.get_layer("logits")
+            if not any(match.trains_student for match in stage.matches):
+                out_of_reach = student
+            ids = {id(v) for v in out_of_reach.variables}
+            trained = [v for v in trained if id(v) not in ids]
         before = [v.numpy() for v in trained]
         logs = distiller.train_on_batch(x, y, return_dict=True)
         for match in stage.matches:
@@ -107,6 +215,24 @@ def test_ft_has_a_stage_for_its_paraphraser(vgg):
     assert factor.pairs == [("stage3", "stage4")]
     assert _build("ft", vgg).stages[0].epochs == 30
     assert _build("vid", vgg).stages == ()
+
+
+def test_ab_is_a_stage_before_the_main_one(vgg):
+    """3/1000 at the last of three stages, and half at each before."""
+    method = _build("ab", vgg, stage_epochs=5)
+    (stage,) = method.stages
+    assert (stage.label_weight, stage.epochs) == (0.0, 5)
+    assert _summary(stage) == [
+        ("ab1", 0.00075),
+        ("ab2", 0.0015),
+        ("ab3", 0.003),
+    ]
+    places = [match.where for match in stage.matches]
+    assert places == [f"stage{i}_preactivation" for i in (1, 2, 3)]
+    for match in stage.matches:
+        (connector,) = match.student_projectors
+        kinds = [type(layer).__name__ for layer in connector.layers]
+        assert kinds == ["Conv2D", "BatchNormalization"]
 
 
 def test_vid_predicts_the_common_stages(vgg):

@@ -1,7 +1,7 @@
 """The names of the papers' methods, and the matches that they stand for.
 
 The only such table: each method is one function below, whose arguments are
-its published settings.
+its published settings, under a line that describes it.
 """
 
 import difflib
@@ -61,6 +61,47 @@ class Method(NamedTuple):
     stages: tuple = ()
 
 
+class Description(NamedTuple):
+    """What a method is, in words.
+
+    Attributes:
+        name: As of `build`.
+        paper: Authors and year, "" if there is none.
+        matches: What it compares and how.
+        weight: Its published weight, and that of labels where it is not 1.
+        needs: What it needs beside images and a teacher: "labels",
+            "indices" or "a stage before", "" for nothing. The label loss is
+            not meant, which every method has.
+    """
+
+    name: str
+    paper: str
+    matches: str
+    weight: str
+    needs: str
+
+
+def describe(name):
+    """What a method is: paper, what it matches, weight and needs.
+
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        A `Description`.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+
+    >>> tfkd.methods.describe("kd").paper
+    'Hinton et al. 2015'
+    """
+    _check_part(name)
+    return _DESCRIPTIONS[name]
+
+
 def build(name, *, student, teacher, **overrides):
     """The matches of a method, with its published weights.
 
@@ -70,8 +111,7 @@ def build(name, *, student, teacher, **overrides):
             instead of its own 0.9 beside labels at 0.1.
         student, teacher: Built Keras models. Methods that compare features
             look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features), at any depth; for others pass
-            `at`.
+            (stage1, stage2, ..., features); for others pass `at`.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -114,13 +154,7 @@ def build(name, *, student, teacher, **overrides):
             )
     parts = name.split("+")
     for part in parts:
-        if part not in _METHODS:
-            nearest = difflib.get_close_matches(part, NAMES, n=1)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-            raise ValueError(
-                f"Unknown method '{part}'. Expected one of {NAMES}, or a sum "
-                f'such as "ipot+kd".{hint}'
-            )
+        _check_part(part)
     if len(set(parts)) != len(parts):
         raise ValueError(f"Method '{name}' names a part twice.")
     settings = _distribute(parts, overrides)
@@ -133,32 +167,76 @@ def build(name, *, student, teacher, **overrides):
     return Method(
         name,
         [term for term in terms if not isinstance(term, Stage)],
-        0.1 if parts == ["kd"] else 1.0,
+        _LABEL_WEIGHTS.get(name, 1.0),
         tuple(term for term in terms if isinstance(term, Stage)),
     )
 
 
+_METHODS = {}
+_DESCRIPTIONS = {}
+_LABEL_WEIGHTS = {}
+
+
+def _method(*, paper="", matches, weight="", needs="", label_weight=1.0):
+    """Enters a function `_name` into the tables of methods."""
+
+    def enter(function):
+        name = function.__name__.removeprefix("_")
+        words = weight
+        if label_weight != 1.0:
+            words += f", labels {label_weight}"
+        _METHODS[name] = function
+        _LABEL_WEIGHTS[name] = label_weight
+        _DESCRIPTIONS[name] = Description(name, paper, matches, words, needs)
+        return function
+
+    return enter
+
+
+@_method(matches="nothing: labels alone")
 def _ce(student, teacher):
     """Cross-entropy with the labels alone: the student without a teacher."""
     return []
 
 
+@_method(
+    paper="Hinton et al. 2015",
+    matches="softened outputs, temperature 4",
+    weight="0.9",
+    label_weight=0.1,
+)
 def _kd(student, teacher, *, temperature=4.0, weight=0.9):
     """Softened class probabilities. Hinton et al. 2015."""
     loss = losses.SoftTargets(temperature=temperature)
     return [Match(loss, weight=weight, name="kd")]
 
 
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="logits, squared error",
+    weight="1",
+)
 def _activations(student, teacher, *, weight=1.0):
     """Squared error between logits. Srinivas & Fleuret 2018, section 6.1."""
     return [Match(losses.SquaredError(), weight=weight, name="activations")]
 
 
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="Jacobian of the true class, squared error",
+    weight="1",
+    needs="labels",
+)
 def _jacobian(student, teacher, *, of="label", weight=1.0):
     """Jacobians of the outputs. Srinivas & Fleuret 2018, proposition 1."""
     return [JacobianMatch(of=of, weight=weight, name="jacobian")]
 
 
+@_method(
+    paper="Romero et al. 2015",
+    matches="features of stage 2 through a regressor",
+    weight="100",
+)
 def _fitnet(student, teacher, *, at="stage2", weight=100.0):
     """Features of one stage through a trained regressor on the student.
 
@@ -185,6 +263,11 @@ def _fitnet(student, teacher, *, at="stage2", weight=100.0):
     return [match]
 
 
+@_method(
+    paper="Lohit & Jones 2020",
+    matches="all stages and the features, optimal transport",
+    weight="1 each",
+)
 def _ipot(student, teacher, *, at=None, cost="cosine", beta=None, weight=1.0):
     """Optimal transport between all stages. Lohit & Jones 2020.
 
@@ -195,24 +278,186 @@ def _ipot(student, teacher, *, at=None, cost="cosine", beta=None, weight=1.0):
     return [_transport(loss, "ipot", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Lohit & Jones 2020",
+    matches="all stages and the features, relaxed earth mover's distance",
+    weight="1 each",
+)
 def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     """Relaxed earth mover's distance between all stages, same paper."""
     loss = losses.RelaxedEarthMover(cost=cost)
     return [_transport(loss, "remd", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Zagoruyko & Komodakis 2017",
+    matches="attention maps of all stages, mean squared difference",
+    weight="1000 each",
+)
+def _attention(student, teacher, *, at=None, weight=1000.0):
+    """Normalised attention maps, in the form of the common benchmark."""
+    at = _common_stages(student, teacher) if at is None else at
+    loss = losses.AttentionTransfer(squared=True)
+    return [Match(loss, at=at, weight=weight, name="attention")]
+
+
+@_method(
+    paper="Tung & Mori 2019",
+    matches="similarities between examples at the last stage",
+    weight="3000",
+)
+def _sp(student, teacher, *, at=None, weight=3000.0):
+    """Similarities at each network's last map, of any width and size."""
+    at = _last_stages(student, teacher) if at is None else at
+    loss = losses.SimilarityPreserving()
+    return [Match(loss, at=at, weight=weight, name="sp")]
+
+
+@_method(
+    paper="Peng et al. 2019",
+    matches="errors of neighbours in the batch, of trained embeddings of "
+    "the features",
+    weight="0.02",
+)
+def _cc(student, teacher, *, at="features", width=128, weight=0.02):
+    """Embeddings of both features by trained linear layers."""
+    pairs = as_pairs(at)
+    match = Match(
+        losses.CorrelationCongruence(),
+        at=pairs,
+        projector=_embeddings(len(pairs), width),
+        teacher_projector=_embeddings(len(pairs), width),
+        weight=weight,
+        name="cc",
+    )
+    return [match]
+
+
+@_method(
+    paper="Park et al. 2019",
+    matches="distances and angles between the features of examples",
+    weight="25 and 50",
+)
+def _rkd(
+    student,
+    teacher,
+    *,
+    at="features",
+    distance_weight=25.0,
+    angle_weight=50.0,
+):
+    """Relations between examples, by pairs and by triplets."""
+    return [
+        Match(
+            losses.RelationalDistance(),
+            at=at,
+            weight=distance_weight,
+            name="rkd_distance",
+        ),
+        Match(
+            losses.RelationalAngle(),
+            at=at,
+            weight=angle_weight,
+            name="rkd_angle",
+        ),
+    ]
+
+
+@_method(
+    paper="Passalis & Tefas 2018",
+    matches="probabilities of neighbours, of the features",
+    weight="30000",
+)
+def _pkt(student, teacher, *, at="features", weight=3e4):
+    """Which examples are near to which, as probabilities."""
+    loss = losses.ProbabilisticTransfer()
+    return [Match(loss, at=at, weight=weight, name="pkt")]
+
+
+@_method(
+    paper="Huang & Wang 2017",
+    matches="channels of all stages, maximum mean discrepancy",
+    weight="50 each",
+)
+def _nst(student, teacher, *, at=None, weight=50.0):
+    """Where channels are active, with the squared polynomial kernel."""
+    at = _common_stages(student, teacher) if at is None else at
+    loss = losses.NeuronSelectivity()
+    return [Match(loss, at=at, weight=weight, name="nst")]
+
+
+@_method(
+    paper="Zhao et al. 2022",
+    matches="softened outputs, the true class apart (1) from the others (8), "
+    "temperature 4",
+    weight="1",
+    needs="labels",
+)
+def _dkd(
+    student,
+    teacher,
+    *,
+    temperature=4.0,
+    target_weight=1.0,
+    others_weight=8.0,
+    weight=1.0,
+):
+    """Decoupled distillation, with the settings for CIFAR-100.
+
+    The paper lets the weight grow from 0 over the first 20 epochs: pass a
+    function of the step as `weight` for that.
+    """
+    loss = losses.DecoupledTargets(
+        temperature, target_weight=target_weight, others_weight=others_weight
+    )
+    return [Match(loss, weight=weight, name="dkd")]
+
+
+@_method(
+    paper="Sun et al. 2024",
+    matches="softened outputs of standardised logits, temperature 2",
+    weight="9",
+    label_weight=0.1,
+)
+def _lskd(student, teacher, *, temperature=2.0, weight=9.0):
+    """Logit standardisation before plain distillation."""
+    loss = losses.StandardizedTargets(temperature)
+    return [Match(loss, weight=weight, name="lskd")]
+
+
+@_method(
+    paper="Huang et al. 2022",
+    matches="correlation of softened outputs within examples and classes, "
+    "temperature 4",
+    weight="1",
+)
+def _dist(student, teacher, *, temperature=4.0, weight=1.0):
+    """Pearson correlations, as the authors' code weighs them (T^2)."""
+    loss = losses.CorrelationTargets(temperature)
+    return [Match(loss, weight=weight, name="dist")]
+
+
+@_method(
+    paper="Ahn et al. 2019",
+    matches="all stages, predicted as Gaussians of trained variances",
+    weight="1",
+)
 def _vid(student, teacher, *, at=None, weight=1.0):
-    """Prediction of all stages, with trained variances. Ahn et al. 2019."""
-    if at is None:
-        at = _all_stages(student, teacher)[:-1]
+    """The teacher's maps, predicted from the student's."""
+    at = _common_stages(student, teacher) if at is None else at
     return [VariationalMatch(at, weight=weight, name="vid")]
 
 
+@_method(
+    paper="Kim et al. 2018",
+    matches="factors of the last map, of the teacher's paraphraser",
+    weight="200",
+    needs="a stage before",
+)
 def _ft(student, teacher, *, at=None, stage_epochs=30, weight=200.0):
     """Factors of the last map, after a stage for the paraphraser.
 
-    Kim et al. 2018, with the weight of Tian et al. 2020. The last map of
-    more than one position: with one, all factors are equal.
+    The last map of more than one position: with one, all factors are equal.
     """
     if at is None:
         at = (_last_map(student), _last_map(teacher))
@@ -221,6 +466,12 @@ def _ft(student, teacher, *, at=None, stage_epochs=30, weight=200.0):
     return [Stage("ft", [paraphraser], 0.0, stage_epochs), factor]
 
 
+@_method(
+    paper="Tian et al. 2020",
+    matches="embeddings of the features against those of other classes",
+    weight="0.8",
+    needs="indices",
+)
 def _crd(
     student,
     teacher,
@@ -231,9 +482,9 @@ def _crd(
     temperature=0.07,
     weight=0.8,
 ):
-    """Embeddings of the features against those of other classes.
+    """Embeddings and memory banks of the features.
 
-    Tian et al. 2020. `labels` are the classes of all training examples.
+    `labels` are the classes of all training examples.
     """
     if labels is None:
         raise ValueError(
@@ -252,19 +503,57 @@ def _crd(
     return [match]
 
 
-_METHODS = {
-    "ce": _ce,
-    "kd": _kd,
-    "activations": _activations,
-    "jacobian": _jacobian,
-    "fitnet": _fitnet,
-    "ipot": _ipot,
-    "remd": _remd,
-    "vid": _vid,
-    "ft": _ft,
-    "crd": _crd,
-}
+@_method(
+    paper="Heo et al. 2019",
+    matches="signs of the stages' pre-activations, in the stage before; then "
+    "nothing",
+    needs="a stage before",
+)
+def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
+    """Activation boundaries, through a connector on the student.
+
+    `weight` is that of the last stage; each stage before has half of the
+    next one's.
+    """
+    if at is None:
+        stages = _common_stages(student, teacher)
+        at = [f"{stage}_preactivation" for stage in stages]
+    pairs = as_pairs(at)
+    shapes = _shapes(pairs, student, teacher)
+    matches = [
+        Match(
+            losses.ActivationBoundary(),
+            at=pair,
+            projector=keras.Sequential(
+                [
+                    fitted_convolution(ours, theirs),
+                    keras.layers.BatchNormalization(
+                        momentum=0.9, epsilon=1e-5, dtype="float32"
+                    ),
+                ]
+            ),
+            weight=weight * 0.5 ** (len(pairs) - number),
+            name=f"ab{number}",
+        )
+        for number, (pair, (ours, theirs)) in enumerate(
+            zip(pairs, shapes, strict=True), start=1
+        )
+    ]
+    return [Stage("ab", matches, 0.0, stage_epochs)]
+
+
 NAMES = tuple(_METHODS)
+
+
+def _check_part(name):
+    """Raises unless it is the name of one method."""
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise ValueError(
+            f"Unknown method '{name}'. Expected one of {NAMES}, or a sum "
+            f'such as "ipot+kd".{hint}'
+        )
 
 
 def _distribute(parts, overrides):
@@ -335,13 +624,37 @@ def _transport(loss, name, student, teacher, at, weight):
     )
 
 
+def _embeddings(count, width):
+    """Trained linear layers."""
+    return [keras.layers.Dense(width, dtype="float32") for _ in range(count)]
+
+
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
-    common = {*layer_names(student)} & {*layer_names(teacher)}
-    stages = _stages(common)
-    if not stages or "features" not in common:
+    stages = _common_stages(student, teacher)
+    if "features" not in _common_names(student, teacher):
         raise _nowhere(student, teacher)
     return [*stages, "features"]
+
+
+def _common_stages(student, teacher):
+    """Names of the stages that both networks have."""
+    stages = _stages(_common_names(student, teacher))
+    if not stages:
+        raise _nowhere(student, teacher)
+    return stages
+
+
+def _last_stages(student, teacher):
+    """The last stage of either network, as a pair."""
+    ours, theirs = (_stages(layer_names(m)) for m in (student, teacher))
+    if not ours or not theirs:
+        raise _nowhere(student, teacher)
+    return (ours[-1], theirs[-1])
+
+
+def _common_names(student, teacher):
+    return {*layer_names(student)} & {*layer_names(teacher)}
 
 
 def _last_map(model):

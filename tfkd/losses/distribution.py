@@ -143,6 +143,35 @@ def comparable(y_true, y_pred, *, same_shape=True):
     return y_true, y_pred
 
 
+def class_numbers(labels):
+    """Sparse or one-hot labels as class numbers.
+
+    Args:
+        labels: `[batch]` or `[batch, 1]` of numbers, or `[batch, classes]`,
+            whose largest entry is the class.
+
+    Returns:
+        int64 tensor `[batch]`.
+
+    Raises:
+        ValueError: If labels have another rank.
+    """
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank not in (1, 2):
+        raise ValueError(
+            "Expected labels [batch], [batch, 1] or one-hot [batch, classes]. "
+            f"Received: labels.shape={labels.shape}"
+        )
+    if labels.shape.rank == 2 and labels.shape[-1] != 1:
+        return tf.argmax(labels, axis=-1)
+    return tf.cast(tf.reshape(labels, [-1]), tf.int64)
+
+
+def count_examples(masses):
+    """Number of examples that have a mass, a scalar of the masses' type."""
+    return tf.reduce_sum(tf.cast(masses > 0, masses.dtype))
+
+
 def flatten(signal):
     """`[batch, ...]` as `[batch, features]`; `[batch]` as `[batch, 1]`."""
     # TensorFlow infers no size where the batch's is unknown as well.
