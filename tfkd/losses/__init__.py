@@ -1,6 +1,7 @@
 """How two signals are compared: losses of teacher and student tensors."""
 
 from tfkd.losses.attention_transfer import AttentionTransfer
+from tfkd.losses.class_conditional import ClassConditional
 from tfkd.losses.distribution import DistributionLoss
 from tfkd.losses.jacobian_cross_entropy import JacobianCrossEntropy
 from tfkd.losses.optimal_transport import OptimalTransport
@@ -10,6 +11,7 @@ from tfkd.losses.squared_error import NormalizedSquaredError, SquaredError
 
 __all__ = [
     "AttentionTransfer",
+    "ClassConditional",
     "DistributionLoss",
     "JacobianCrossEntropy",
     "NormalizedSquaredError",
