@@ -1,6 +1,5 @@
 """IPOT: optimal transport by proximal steps, with a certificate."""
 
-import numpy as np
 import tensorflow as tf
 
 from tfkd.arguments import check_choice, check_count, check_positive
@@ -17,6 +16,9 @@ _RELATIVE_BETA = 0.5
 _SHARP_BETA = 0.2
 _MAXIMUM_BLOCKS = 20
 _TINY = 1e-30
+_TINY_FLOAT64 = 1e-290
+# In units of the scale, the gap that is float32's own.
+_ROUNDING = 1e-6
 
 
 def ipot(
@@ -71,11 +73,12 @@ def ipot(
             the cost, for the printed steps in the log domain, finite for any
             beta, then rounding; or "paper".
         num_iters: Number of steps N. >= 1.
-        tolerance: Makes beta a fifth of the mean reduced cost, sharper and
-            slower, and goes on in blocks of `num_iters` steps until each
-            problem's gap is at most `tolerance` times its cost (or a
-            millionth of the mean reduced cost, where rounding sets in), for
-            20 blocks at most. `gap` tells where that did not suffice. > 0;
+        tolerance: Goes on in blocks of `num_iters` steps, in float64, until
+            the gap of each problem is at most `tolerance` times its cost (or
+            a millionth of the mean reduced cost, where float32 ends), for 20
+            blocks at most. beta is a fifth of the mean reduced cost first
+            and is halved whenever sharper steps promise more. The best plan
+            seen is returned; `gap` tells where it does not suffice. > 0;
             not together with `beta`.
         solver: "ipot", or "exact" for an optimal assignment of n points to n
             points of equal mass by SciPy: on the CPU, not under XLA, without
@@ -119,17 +122,26 @@ def ipot(
         plan = assignment_plan(fixed, a, b)
         lower_bound = tf.reduce_sum(plan * fixed, axis=[-2, -1])
     else:
-        plan, lower_bound = _solve(
-            fixed,
-            a,
-            b,
-            mask,
-            None if beta in (None, "paper") else _constant(beta, cost),
-            None if tolerance is None else _constant(tolerance, cost),
-            None if scale is None else _constant(scale, cost),
-            int(num_iters),
-            beta == "paper",
-        )
+        scale = None if scale is None else _constant(scale, cost)
+        if tolerance is None:
+            paper = isinstance(beta, str)
+            if not paper and beta is not None:
+                beta = _constant(beta, cost)
+            plan, lower_bound = _solve(
+                fixed,
+                a,
+                b,
+                mask,
+                None if paper else beta,
+                scale,
+                int(num_iters),
+                paper,
+            )
+        else:
+            tolerance = _constant(tolerance, cost)
+            plan, lower_bound = _solve_to(
+                fixed, a, b, mask, tolerance, scale, int(num_iters)
+            )
     return Transport(
         plan=plan,
         cost=tf.reduce_sum(plan * cost, axis=[-2, -1]),
@@ -188,105 +200,167 @@ def mean_reduced_cost(cost, *, a=None, b=None, mask=None):
     """
     cost, a, b, mask = check_problem(tf.stop_gradient(cost), a, b, mask)
     keep = _pairs(a, b, mask)
-    reduced, _, _ = _reduce(cost, keep, columns=True)
-    return _mean(reduced, a, b, keep, mask)
+    problem = _reduced_problem(cost, a, b, keep)
+    return _scale(None, problem, keep, mask)
 
 
 # Operation by operation from Python, the loop takes thirty times as long.
 @tf.function(autograph=False, reduce_retracing=True)
-def _solve(cost, a, b, mask, beta, tolerance, scale, num_iters, paper):
-    """Plan and lower bound of `ipot`."""
+def _solve(cost, a, b, mask, beta, scale, num_iters, paper):
+    """Plan and lower bound of `ipot` after a given number of steps."""
     keep = _pairs(a, b, mask)
-    relative = beta is None and not paper
-    # A row's factor in G is undone by u: subtracting its minimum changes no
-    # number of the algorithm, it only keeps exp above 0. A column's would.
-    reduced, row, column = _reduce(cost, keep, columns=relative)
-    shift = tf.reduce_sum(a * row, axis=-1) + tf.reduce_sum(b * column, axis=-1)
-    if mask is not None:  # a point without a partner cannot take part
-        a = tf.where(tf.reduce_any(keep, axis=-1), a, tf.zeros_like(a))
-        b = tf.where(tf.reduce_any(keep, axis=-2), b, tf.zeros_like(b))
-
-    def finish(plan):
-        if paper:
-            return plan
-        if mask is None:
-            return rounded(plan, a, b)
-        blocks = are_blocks(keep)[..., None, None]
-        return tf.where(blocks, rounded(plan, a, b, keep), plan)
-
-    def bound(potential):
-        return dual_value(reduced, a, b, potential, keep) + shift
-
+    if paper or beta is not None:
+        # A row's factor in G is undone by u: subtracting its minimum changes
+        # no number of the algorithm, it only keeps exp above 0. A column's
+        # would.
+        problem = _reduced_problem(cost, a, b, keep, columns=False)
+    else:
+        problem = _reduced_problem(cost, a, b, keep)
+    reduced, a, b, shift = problem
     if beta is not None:
         plan, log_u = log_domain(reduced / beta, a, b, keep, num_iters)
-        return finish(plan), bound(log_u * beta / num_iters)
-    if paper:
-        beta = _PAPER_BETA * tf.ones_like(a[..., :1])
     else:
-        if scale is None:
-            # Weighing the mean by masses makes a doubled point the same as a
-            # point of double mass.
-            scale = _mean(reduced, a, b, keep, mask)
-        scale = tf.maximum(scale, _TINY)
-        beta = _RELATIVE_BETA if tolerance is None else _SHARP_BETA
-        beta = beta * tf.broadcast_to(scale, tf.shape(shift))[..., None]
+        if paper:
+            beta = _PAPER_BETA * tf.ones_like(shift)
+        else:
+            beta = _RELATIVE_BETA * _scale(scale, problem, keep, mask)
+        beta = beta[..., None]
+        kernel, floor = _kernel(reduced, beta, keep, mask)
+        state = proceed(
+            start(kernel, a, b),
+            kernel,
+            a,
+            b,
+            num_iters,
+            floor=0.0 if paper else floor,
+        )
+        plan, log_u = state.plan, state.log_u
+    lower = dual_value(reduced, a, b, log_u * beta / num_iters, keep) + shift
+    return plan if paper else _finish(plan, a, b, keep, mask), lower
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _solve_to(cost, a, b, mask, tolerance, scale, num_iters):
+    """Plan and lower bound of `ipot` when the gap is small enough.
+
+    In float64: after hundreds of steps the numbers of float32 are too near
+    to its ends.
+    """
+    dtype = cost.dtype
+    cost, a, b = (tf.cast(tensor, tf.float64) for tensor in (cost, a, b))
+    keep = _pairs(a, b, mask)
+    problem = _reduced_problem(cost, a, b, keep)
+    reduced, a, b, shift = problem
+    scale = _scale(scale, problem, keep, mask)
+    tolerance = tf.cast(tolerance, tf.float64)
+
+    def block(t, met, beta, sharpness, best, plan, lower, *state):
+        kernel, floor = _kernel(reduced, beta, keep, mask)
+        state = proceed(State(*state), kernel, a, b, num_iters, floor)
+        sharpness += num_iters / beta
+        bound = dual_value(reduced, a, b, state.log_u / sharpness, keep)
+        lower = tf.maximum(lower, bound)
+        finished = _finish(state.plan, a, b, keep, mask)
+        upper = tf.reduce_sum(finished * reduced, axis=[-2, -1])
+        # "Not above" rather than "below": NaN must come out.
+        better = tf.logical_not(upper > best)
+        plan = tf.where(better[..., None, None], finished, plan)
+        best = tf.where(better, upper, best)
+        # What rounding added comes from missing marginals, the rest from
+        # blur, which a sharper step removes.
+        raw = tf.reduce_sum(state.plan * reduced, axis=[-2, -1])
+        blurred = tf.abs(upper - raw) < 0.5 * (upper - lower)
+        beta = tf.where(blurred[..., None], 0.5 * beta, beta)
+        wanted = tolerance * tf.abs(best + shift) + _ROUNDING * scale
+        met = tf.logical_not(tf.reduce_any(best - lower > wanted))
+        return t + 1, met, beta, sharpness, best, plan, lower, *state
+
+    beta = _SHARP_BETA * scale[..., None]
+    huge = tf.fill(tf.shape(shift), tf.float64.max)
+    _, _, _, _, _, plan, lower, *_ = tf.while_loop(
+        lambda t, met, *_: tf.logical_not(met),
+        block,
+        (
+            tf.constant(0),
+            tf.constant(False),
+            beta,
+            tf.zeros_like(beta),
+            huge,
+            tf.zeros_like(reduced),
+            -huge,
+            *start(reduced, a, b),
+        ),
+        maximum_iterations=_MAXIMUM_BLOCKS,
+    )
+    return tf.cast(plan, dtype), tf.cast(lower + shift, dtype)
+
+
+def _reduced_problem(cost, a, b, keep, *, columns=True):
+    """The problem without what every plan pays.
+
+    Args:
+        cost: `[..., n, m]`.
+        a: `[..., n]`.
+        b: `[..., m]`.
+        keep: Pairs that may carry mass, boolean `[..., n, m]`.
+        columns: Whether minima of columns are subtracted too.
+
+    Returns:
+        The cost less the minima of its rows and columns, 0 where not kept;
+        a and b without the points that have no partner; and what every plan
+        pays for the minima, `[...]`.
+    """
+    row = min_where(cost, keep, axis=-1)
+    reduced = cost - row[..., :, None]
+    shift = tf.reduce_sum(a * row, axis=-1)
+    if columns:
+        column = min_where(reduced, keep, axis=-2)
+        reduced -= column[..., None, :]
+        shift += tf.reduce_sum(b * column, axis=-1)
+    # Where there is no mass it may be below zero, and exp overflow.
+    reduced = tf.where(keep, reduced, tf.zeros_like(reduced))
+    a = tf.where(tf.reduce_any(keep, axis=-1), a, tf.zeros_like(a))
+    b = tf.where(tf.reduce_any(keep, axis=-2), b, tf.zeros_like(b))
+    return reduced, a, b, shift
+
+
+def _scale(scale, problem, keep, mask):
+    """The given scale of each problem, or its mean reduced cost."""
+    reduced, a, b, shift = problem
+    if scale is None:
+        # Weighing the mean by masses makes a doubled point the same as a
+        # point of double mass.
+        scale = tf.reduce_sum(a * tf.linalg.matvec(reduced, b), axis=-1)
+        if mask is not None:
+            pairs = tf.linalg.matvec(tf.cast(keep, b.dtype), b)
+            pairs = tf.reduce_sum(a * pairs, axis=-1)
+            scale = tf.math.divide_no_nan(scale, pairs)
+    scale = tf.maximum(tf.cast(scale, reduced.dtype), _TINY)
+    return tf.broadcast_to(scale, tf.shape(shift))
+
+
+def _kernel(reduced, beta, keep, mask):
+    """G and the number to be added to `G * P`, zero where not kept."""
+    floor = _TINY if reduced.dtype == tf.float32 else _TINY_FLOAT64
     kernel = tf.exp(-reduced / beta[..., None])
-    floor = 0.0 if paper else _TINY
     if mask is not None:
         kernel = tf.where(keep, kernel, tf.zeros_like(kernel))
         floor *= tf.cast(keep, kernel.dtype)
-    state = start(kernel, a, b)
-    if tolerance is None:
-        state = proceed(state, kernel, a, b, num_iters, floor)
-        return finish(state.plan), bound(state.log_u * beta / num_iters)
+    return kernel, floor
 
-    rounding = 8 * np.finfo(cost.dtype.as_numpy_dtype).eps
 
-    def block(t, met, plan, lower, *state):
-        state = proceed(State(*state), kernel, a, b, num_iters, floor)
-        t += 1
-        steps = tf.cast(t * num_iters, beta.dtype)
-        plan, lower = finish(state.plan), bound(state.log_u * beta / steps)
-        upper = tf.reduce_sum(plan * cost, axis=[-2, -1])
-        wanted = tolerance * tf.abs(upper) + rounding * scale
-        # NaN is not above anything: it ends the search.
-        met = tf.logical_not(tf.reduce_any(upper - lower > wanted))
-        return t, met, plan, lower, *state
-
-    _, _, plan, lower, *_ = tf.while_loop(
-        lambda t, met, *_: tf.logical_not(met),
-        block,
-        (tf.constant(0), tf.constant(False), kernel, shift, *state),
-        maximum_iterations=_MAXIMUM_BLOCKS,
-    )
-    return plan, lower
+def _finish(plan, a, b, keep, mask):
+    """The plan with its exact masses, where rounding can give them."""
+    if mask is None:
+        return rounded(plan, a, b)
+    blocks = are_blocks(keep)[..., None, None]
+    return tf.where(blocks, rounded(plan, a, b, keep), plan)
 
 
 def _pairs(a, b, mask):
     """Pairs that may carry mass, boolean `[..., n, m]`."""
     keep = tf.logical_and(a[..., :, None] > 0, b[..., None, :] > 0)
     return keep if mask is None else tf.logical_and(keep, mask)
-
-
-def _reduce(cost, keep, *, columns):
-    """The cost less the minima of its rows and columns, and these."""
-    row = min_where(cost, keep, axis=-1)
-    reduced = cost - row[..., :, None]
-    column = tf.zeros_like(cost[..., 0, :])
-    if columns:
-        column = min_where(reduced, keep, axis=-2)
-        reduced -= column[..., None, :]
-    # Where there is no mass it may be below zero, and exp overflow.
-    return tf.where(keep, reduced, tf.zeros_like(reduced)), row, column
-
-
-def _mean(reduced, a, b, keep, mask):
-    """Mean of a reduced cost, zero where not kept, by masses, `[...]`."""
-    total = tf.reduce_sum(a * tf.linalg.matvec(reduced, b), axis=-1)
-    if mask is None:
-        return total
-    weight = tf.linalg.matvec(tf.cast(keep, b.dtype), b)
-    return tf.math.divide_no_nan(total, tf.reduce_sum(a * weight, axis=-1))
 
 
 def _constant(value, cost):
