@@ -101,7 +101,7 @@ def test_gap_bounds_the_error_of_hard_problems(family, metric, n, seed):
         assert -rounding <= error <= float(transport.gap) + rounding
         assert float(transport.marginal_error) <= 1e-6
     # Where it is not met, in the plane or between outliers, it comes near.
-    assert float(sharp.gap) <= 0.03 * float(sharp.cost)
+    assert float(sharp.gap) <= 0.05 * float(sharp.cost)
     assert float(sharp.gap) <= float(plain.gap) + rounding
 
 

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfkd.losses.distribution import DistributionLoss
+from tfkd.losses.distribution import DistributionLoss, same_class
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -89,11 +89,6 @@ class ClassConditional(DistributionLoss):
         """As `keras.losses.Loss.from_config`."""
         loss = keras.saving.deserialize_keras_object(config["loss"])
         return cls(**{**config, "loss": loss})
-
-
-def same_class(one, other, dtype):
-    """1 where two examples are of one class, else 0, `[n, m]`."""
-    return tf.cast(one[:, None] == other[None, :], dtype)
 
 
 def _class_masses(masses, own, other):
