@@ -196,7 +196,7 @@ def test_configuration_keeps_the_settings():
 @pytest.mark.parametrize("cost", ["euclid", None, 2])
 def test_unknown_cost_is_refused(loss_class, cost):
     with pytest.raises(
-        ValueError, match="`cost`.*'cosine', 'squared_euclidean'"
+        ValueError, match="`cost`.*'cosine', 'euclidean', 'squared_euclid"
     ):
         loss_class(cost)
 
@@ -204,7 +204,9 @@ def test_unknown_cost_is_refused(loss_class, cost):
 @pytest.mark.parametrize(
     ("settings", "argument"),
     [
-        ({"beta": 20.0}, "beta"),
+        ({"beta": -20.0}, "beta"),
+        ({"tolerance": 0}, "tolerance"),
+        ({"solver": "simplex"}, "solver"),
         ({"beta": np.nan}, "beta"),
         ({"num_iters": 0}, "num_iters"),
         ({"num_iters": True}, "num_iters"),

@@ -63,6 +63,7 @@ class ClassConditional(DistributionLoss):
             )
         self.loss = loss
         self.same_shape = loss.same_shape
+        self.supports_jit = getattr(loss, "supports_jit", True)
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in units of the wrapped loss."""

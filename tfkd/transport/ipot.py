@@ -227,7 +227,7 @@ def _solve(cost, a, b, mask, beta, scale, num_iters, paper):
         beta = beta[..., None]
         kernel, floor = _kernel(reduced, beta, keep, mask)
         state = proceed(
-            start(kernel, a, b),
+            start(kernel, a, b, printed=paper),
             kernel,
             a,
             b,

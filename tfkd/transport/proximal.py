@@ -29,10 +29,23 @@ class State(NamedTuple):
         return self.u[..., :, None] * self.q * self.v[..., None, :]
 
 
-def start(kernel, a, b):
-    """The state before the first step, of which the plan is no plan yet."""
+def start(kernel, a, b, *, printed=False):
+    """The state before the first step, of which the plan is no plan yet.
+
+    Args:
+        kernel: G, for its shape and type.
+        a: Masses of the rows, `[..., n]`.
+        b: Masses of the columns, `[..., m]`.
+        printed: Whether to start from 1, as the algorithm is printed, rather
+            than from b. With b, a doubled column is the same as one of
+            double mass; it makes no difference where b is uniform.
+
+    Returns:
+        A `State`.
+    """
+    q = tf.ones_like(kernel)
     return State(
-        q=tf.ones_like(kernel),
+        q=q if printed else b[..., None, :] * q,
         u=tf.ones_like(a),
         v=tf.cast(b > 0, b.dtype),
         log_u=-tf.math.log(tf.where(a > 0, a, 1.0)),
