@@ -45,7 +45,7 @@ def ipot(
     after the minima of its rows, then of its columns, are subtracted (which
     moves every plan's cost by the same number). Then P is rounded to the
     exact masses (Altschuler et al. 2017). For features of 64 and more
-    dimensions the cost is then about 1e-3 above the optimum or less, 2e-3
+    dimensions the cost is then about 1e-3 above the optimum or less, 3e-3
     where few dimensions dominate; on the plane or for tight clusters it may
     be some percent, and more. `gap` bounds the error in each case, and
     `tolerance` asks for a smaller one.
