@@ -233,7 +233,7 @@ def _theorem(loss, seed):
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"tolerance": 1e-3}, {"solver": "exact"}, {"beta": 1.0}],
+    [{}, {"tolerance": 1e-3}, {"solver": "exact"}, {"beta": 5.0}],
     ids=str,
 )
 def test_images_are_nearer_than_the_maps(settings, seed):
