@@ -45,11 +45,12 @@ def normalized_squared_error(y_true, y_pred):
 
 
 def pairwise_cost(x, y, metric):
-    """1 - n(x_i) . n(y_j) or |x_i - y_j|^2, `[n, m]`; examples flattened."""
+    """1 - n(x_i) . n(y_j), |x_i - y_j|^2 or its root; examples flattened."""
     x, y = (np.float64(z).reshape(len(z), -1) for z in (x, y))
     cost = {
         "cosine": lambda p, q: 1.0 - np.sum(unit(p) * unit(q)),
         "squared_euclidean": lambda p, q: np.sum((p - q) ** 2),
+        "euclidean": lambda p, q: np.sqrt(np.sum((p - q) ** 2)),
     }[metric]
     return np.array([[cost(p, q) for q in y] for p in x])
 
