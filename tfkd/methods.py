@@ -158,6 +158,46 @@ def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     return [_transport(loss, "remd", student, teacher, at, weight)]
 
 
+def _w2(student, teacher, *, at="features", weight=1e-4):
+    """Wasserstein distance of the features. Fernandes Montesuma 2025."""
+    loss = losses.OptimalTransport("squared_euclidean")
+    return [_transport(loss, "w2", student, teacher, at, weight)]
+
+
+def _cw2(student, teacher, *, at="features", weight=1e-4):
+    """The same, class by class; needs labels."""
+    loss = losses.ClassConditional(losses.OptimalTransport("squared_euclidean"))
+    return [_transport(loss, "cw2", student, teacher, at, weight)]
+
+
+def _jw2(
+    student,
+    teacher,
+    *,
+    at="features",
+    label_weight=None,
+    label_distance="squared_euclidean",
+    weight=1e-4,
+):
+    """The same, of features and predictions together."""
+    loss = losses.JointTransport(label_weight, label_distance=label_distance)
+    return [_transport(loss, "jw2", student, teacher, at, weight)]
+
+
+def _neuron(plan, name):
+    """A method that compares neurons. Li et al. 2020, equations 3 and 4.
+
+    As printed, distances are sums over the batch. The weight is the middle
+    of the range from 1e-3 to 10 in which they select it for compression.
+    """
+
+    def build(student, teacher, *, at="features", normalize=False, weight=0.1):
+        loss = losses.NeuronTransport(plan, normalize=normalize)
+        return [Match(loss, at=at, weight=weight, name=name)]
+
+    return build
+
+
 _METHODS = {
     "ce": _ce,
     "kd": _kd,
@@ -166,6 +206,12 @@ _METHODS = {
     "fitnet": _fitnet,
     "ipot": _ipot,
     "remd": _remd,
+    "w2": _w2,
+    "cw2": _cw2,
+    "jw2": _jw2,
+    "neuron-ot": _neuron("optimal", "neuron-ot"),
+    "neuron-identity": _neuron("identity", "neuron-identity"),
+    "neuron-uniform": _neuron("uniform", "neuron-uniform"),
 }
 NAMES = tuple(_METHODS)
 

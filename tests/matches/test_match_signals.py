@@ -274,8 +274,6 @@ labels = rng.integers(0, 3, size=8)
 weights = rng.uniform(0.5, 1.5, size=8).astype("float32")
 batches = tf.data.Dataset.from_tensors((x, labels, weights)).unbatch()
 batches = batches.batch(8, drop_remainder=True)
-PLACES = ["hidden", "features"]
-
 def network(name):
     return keras.Sequential(
         [
@@ -287,12 +285,12 @@ def network(name):
         name=name,
     )
 
-def step(strategy, matched, across_replicas=None):
+def step(strategy, matched, places, across_replicas=None):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         matches = [
             tfkd.Match(
-                loss, at=PLACES, across_replicas=across_replicas, name=name
+                loss, at=places, across_replicas=across_replicas, name=name
             )
             for name, loss in matched.items()
         ]
@@ -323,11 +321,12 @@ every = {
     "neuron": losses.NeuronTransport(),
     "sinkhorn": losses.SinkhornDivergence(),
 }
-assert_equal(step(one, every), step(two, every))
+assert_equal(step(one, every, "features"), step(two, every, "features"))
+both = ["hidden", "features"]
 summed = {"sum": losses.OptimalTransport(reduction="sum")}
-expected = step(one, summed)
-assert_equal(expected, step(two, summed))
-apart = step(two, summed, across_replicas=False)
+expected = step(one, summed, both)
+assert_equal(expected, step(two, summed, both))
+apart = step(two, summed, both, across_replicas=False)
 assert np.max(np.abs(np.hstack(apart) - np.hstack(expected))) > 1e-3
 print("equal")
 """

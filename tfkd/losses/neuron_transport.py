@@ -21,7 +21,7 @@ class NeuronTransport(DistributionLoss):
     student's d neurons and `1 / d'` to each of the teacher's d':
 
     - "optimal": the plan of least cost, a constant of the gradient
-    - "identity": neuron i to neuron i, which takes d = d'
+    - "identity": neuron i to neuron i, which takes signals of one shape
     - "uniform": everything everywhere, the mean of M
 
     A neuron is an entry of the last axis. The channels of a map are neurons,
@@ -58,8 +58,6 @@ class NeuronTransport(DistributionLoss):
     Reference: Li, Grandvalet, Flamary, Courty & Dou 2020, equations 3 and 4.
     """
 
-    same_shape = False
-
     def __init__(
         self,
         plan="optimal",
@@ -72,6 +70,7 @@ class NeuronTransport(DistributionLoss):
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.plan = check_choice(plan, _PLANS, "plan")
+        self.same_shape = plan == "identity"
         self.normalize = bool(normalize)
         self.num_iters = check_count(num_iters, "num_iters")
 
@@ -83,12 +82,6 @@ class NeuronTransport(DistributionLoss):
         x = _neurons(student, masses, self.normalize)  # [d, positions]
         y = _neurons(teacher, masses, self.normalize)
         if self.plan == "identity":
-            if not x.shape[:1].is_compatible_with(y.shape[:1]):
-                raise ValueError(
-                    "NeuronTransport('identity') needs as many neurons in the "
-                    "student as in the teacher. Received: "
-                    f"{x.shape[0]} and {y.shape[0]}. Use plan='optimal'."
-                )
             squared = tf.reduce_sum(tf.square(x - y), axis=1)  # [d]
             # The root's slope at 0 is infinite; there the distance has none.
             zero = squared == 0
