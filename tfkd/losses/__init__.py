@@ -2,7 +2,10 @@
 
 from tfkd.losses.attention_transfer import AttentionTransfer
 from tfkd.losses.distribution import DistributionLoss
+from tfkd.losses.gaussian_kl import GaussianKL
+from tfkd.losses.gaussian_wasserstein import GaussianWasserstein
 from tfkd.losses.jacobian_cross_entropy import JacobianCrossEntropy
+from tfkd.losses.maximum_mean_discrepancy import MaximumMeanDiscrepancy
 from tfkd.losses.optimal_transport import OptimalTransport
 from tfkd.losses.relaxed_earth_mover import RelaxedEarthMover
 from tfkd.losses.soft_targets import SoftTargets
@@ -11,7 +14,10 @@ from tfkd.losses.squared_error import NormalizedSquaredError, SquaredError
 __all__ = [
     "AttentionTransfer",
     "DistributionLoss",
+    "GaussianKL",
+    "GaussianWasserstein",
     "JacobianCrossEntropy",
+    "MaximumMeanDiscrepancy",
     "NormalizedSquaredError",
     "OptimalTransport",
     "RelaxedEarthMover",

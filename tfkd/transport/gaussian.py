@@ -2,7 +2,12 @@
 
 import tensorflow as tf
 
-from tfkd.transport.moments import centre, check_covariance, check_moments
+from tfkd.transport.moments import (
+    centre,
+    check_covariance,
+    check_moments,
+    safe_sqrt,
+)
 from tfkd.transport.polar import polar_factor
 
 
@@ -111,6 +116,8 @@ def gaussian_squared_wasserstein_of_moments(
     return means + _residual(_root(covariance_x), _root(covariance_y))
 
 
+# Operation by operation from Python, it takes several times as long.
+@tf.function(autograph=False)
 def _full(points):
     return _residual(points.x, points.y, mask=points.both_same)
 
@@ -134,15 +141,8 @@ def _residual(x, y, *, mask=None):
 def _diagonal(points):
     """Squared difference of the standard deviations, `[...]`."""
     x, y = points.variances()
-    squared = tf.math.squared_difference(_safe_sqrt(x), _safe_sqrt(y))
+    squared = tf.math.squared_difference(safe_sqrt(x), safe_sqrt(y))
     return points.mean_over_classes(tf.reduce_sum(squared, axis=-1))
-
-
-def _safe_sqrt(x):
-    """Root with a gradient of 0 at 0; NaN stays NaN."""
-    nothing = x <= 0
-    root = tf.sqrt(tf.where(nothing, tf.ones_like(x), x))
-    return tf.where(nothing, tf.zeros_like(x), root)
 
 
 def _root(covariance):

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_choice, check_positive
 from tfkd.transport.moments import centre, check_covariance, check_moments
-from tfkd.transport.polar import if_flat
+from tfkd.transport.polar import is_flat
 
 _DIRECTIONS = ("x||y", "y||x")
 # The variance below which features count as constant, in squared units.
@@ -131,6 +131,8 @@ def gaussian_kl_of_moments(*, mean_x, covariance_x, mean_y, covariance_y):
     return _dense(covariance_x, covariance_y, difference)
 
 
+# Operation by operation from Python, it takes several times as long.
+@tf.function(autograph=False)
 def _full(points, ridge):
     x, y = points.x, points.y
     # Of one class: the covariances of `points` are K times smaller.
@@ -143,20 +145,14 @@ def _full(points, ridge):
     ridge = tf.maximum(ridge, tf.stop_gradient(rounding * traces))
     ridge = ridge[..., None, None]
 
-    def gram():
+    if points.x_same is not None or not is_flat(x, y):
         return _gram(points, ridge)
-
-    def dense():
-        load = ridge * tf.eye(tf.shape(x)[-1], dtype=x.dtype)
-        return _dense(
-            tf.matmul(x, x, transpose_a=True) + load,
-            tf.matmul(y, y, transpose_a=True) + load,
-            points.difference,
-        )
-
-    if points.x_same is not None:
-        return gram()
-    return if_flat(x, y, dense, gram)
+    load = ridge * tf.eye(tf.shape(x)[-1], dtype=x.dtype)
+    return _dense(
+        tf.matmul(x, x, transpose_a=True) + load,
+        tf.matmul(y, y, transpose_a=True) + load,
+        points.difference,
+    )
 
 
 def _gram(points, ridge):

@@ -198,6 +198,13 @@ def check_moments(mean_x, covariance_x, mean_y, covariance_y):
     return moments
 
 
+def safe_sqrt(x):
+    """Root with a gradient of 0 at 0; NaN stays NaN."""
+    nothing = x <= 0
+    root = tf.sqrt(tf.where(nothing, tf.ones_like(x), x))
+    return tf.where(nothing, tf.zeros_like(x), root)
+
+
 def _check_points(x, y):
     agree = x.rank is None or y.rank is None
     if not agree and min(x.rank, y.rank) >= 2:

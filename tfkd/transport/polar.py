@@ -11,6 +11,7 @@ import tensorflow as tf
 _LIFT = (3.4445, -4.7750, 2.0315)
 _SETTLE = (15 / 8, -10 / 8, 3 / 8)
 _SETTLING_STEPS = 5
+_COMMON_BATCH = 129
 
 
 def polar_factor(x, y, *, mask=None):
@@ -34,41 +35,38 @@ def polar_factor(x, y, *, mask=None):
         Tensor `[..., n, m]`, without gradient; NaN where a point is.
     """
     x, y = tf.stop_gradient(x), tf.stop_gradient(y)
-    if mask is not None:
-        return _orthogonal(tf.matmul(x, y, transpose_b=True) * mask)
-
-    def between_points():
-        return _orthogonal(tf.matmul(x, y, transpose_b=True))
-
-    def between_bases():
-        x_basis, x_part = tf.linalg.qr(x)  # [..., n, d], [..., d, d]
-        y_basis, y_part = tf.linalg.qr(y)
-        core = _orthogonal(tf.matmul(x_part, y_part, transpose_b=True))
+    if mask is None and is_flat(x, y):
+        x_basis, x = tf.linalg.qr(x)  # [..., n, d], [..., d, d]
+        y_basis, y = tf.linalg.qr(y)
+        core = _orthogonal(tf.matmul(x, y, transpose_b=True))
         core = tf.matmul(core, y_basis, transpose_b=True)
-        return tf.matmul(x_basis, core)
+        result = tf.matmul(x_basis, core)
+    else:
+        product = tf.matmul(x, y, transpose_b=True)
+        result = _orthogonal(product if mask is None else product * mask)
+    # Here too, or the gradient of all steps is built, only to be dropped.
+    return tf.stop_gradient(result)
 
-    return if_flat(x, y, between_bases, between_points)
 
+def is_flat(x, y):
+    """Whether matrices of dimensions are the smaller ones: d < n and d < m.
 
-def if_flat(x, y, flat, otherwise):
-    """One of two results, by whether d < n and d < m.
-
-    Chosen while tracing where the sizes are known then.
+    Decided while tracing. Where a number of points is unknown then, as Keras
+    leaves it for batches, dimensions count as few up to a common size of
+    batch. That is a matter of speed only.
 
     Args:
         x: `[..., n, d]`.
         y: `[..., m, d]`.
-        flat: Function without arguments.
-        otherwise: Function without arguments; of the same result.
 
     Returns:
-        The result of one of them.
+        A bool.
     """
-    sizes = (x.shape[-2], y.shape[-2], x.shape[-1])
-    if None not in sizes:
-        return flat() if sizes[2] < min(sizes[:2]) else otherwise()
-    points = tf.minimum(tf.shape(x)[-2], tf.shape(y)[-2])
-    return tf.cond(tf.shape(x)[-1] < points, flat, otherwise)
+    points = [
+        _COMMON_BATCH if size is None else size
+        for size in (x.shape[-2], y.shape[-2])
+    ]
+    return x.shape[-1] is not None and x.shape[-1] < min(points)
 
 
 # Operation by operation from Python, the steps take seven times as long.
