@@ -53,31 +53,36 @@ class GaussianWasserstein(DistributionLoss):
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in squared units of the signals."""
-        return self.conditional_distance(y_true, y_pred, masses, None)
+        return self._between(y_true, y_pred, (masses, masses))
 
     def conditional_distance(self, y_true, y_pred, masses, labels):
-        """Mean over the classes present of the distance within each.
+        """Mean over classes of the distance between examples of one class.
+
+        A class of one example has a mean and no covariance.
 
         Args:
             y_true: As of `distance`.
             y_pred: As of `distance`.
-            masses: As of `distance`; a class without mass is not present.
-            labels: Classes of the examples, integers `[batch]`, or None for
-                one class.
+            masses: Pair of the teacher's side's and the student's side's,
+                `[batch]` each; a class without mass on a side is left out.
+            labels: Pair of class numbers, integers `[batch]` each.
 
         Returns:
-            Scalar tensor, in squared units of the signals.
+            Scalar tensor, in squared units of the signals; 0 without any class.
         """
-        return gaussian_squared_wasserstein(
-            x=flatten(y_pred),
-            y=flatten(y_true),
-            a=masses,
-            b=masses,
-            covariance=self.covariance,
-            x_labels=labels,
-            y_labels=labels,
-        )
+        return self._between(y_true, y_pred, masses, labels)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""
         return {**super().get_config(), "covariance": self.covariance}
+
+    def _between(self, y_true, y_pred, masses, labels=(None, None)):
+        return gaussian_squared_wasserstein(
+            x=flatten(y_pred),
+            y=flatten(y_true),
+            a=masses[1],
+            b=masses[0],
+            covariance=self.covariance,
+            x_labels=labels[1],
+            y_labels=labels[0],
+        )

@@ -23,7 +23,8 @@ class Centred(NamedTuple):
         y: The same of the other side, `[..., m, d]`.
         difference: Mean of x less mean of y, `[..., 1, d]`, or of each y's
             class, `[..., m, d]`.
-        x_variance: Of x as a whole, mean over dimensions, `[...]`.
+        x_variance: Of x as a whole, all classes together, mean over
+            dimensions, `[...]`.
         y_variance: The same of y.
         share: Of each y in its class, `[..., m]`; sum K.
         classes: K, `[...]`, at least one.
@@ -106,22 +107,17 @@ def centre(x, y, a, b, x_labels, y_labels):
             "both or neither. Received: "
             f"x_labels={x_labels!r}, y_labels={y_labels!r}"
         )
-    x_mean = tf.reduce_sum(a[..., None] * x, axis=-2, keepdims=True)
-    y_mean = tf.reduce_sum(b[..., None] * y, axis=-2, keepdims=True)
-    x_rows = tf.sqrt(a)[..., None] * (x - x_mean)
-    y_rows = tf.sqrt(b)[..., None] * (y - y_mean)
-    whole = {
-        "x_variance": _mean_square(x_rows),
-        "y_variance": _mean_square(y_rows),
-    }
     if x_labels is None:
+        x_rows, x_mean = _about_mean(x, a)
+        y_rows, y_mean = _about_mean(y, b)
         return Centred(
             x=x_rows,
             y=y_rows,
             difference=x_mean - y_mean,
+            x_variance=_mean_square(x_rows),
+            y_variance=_mean_square(y_rows),
             share=b,
             classes=tf.ones_like(b[..., 0]),
-            **whole,
         )
     x_labels = _of_points(x_labels, x, "x_labels")
     y_labels = _of_points(y_labels, y, "y_labels")
@@ -144,12 +140,13 @@ def centre(x, y, a, b, x_labels, y_labels):
         x=tf.sqrt(x_mass)[..., None] * (x - x_mean),
         y=tf.sqrt(y_mass)[..., None] * (y - y_mean),
         difference=x_mean_at_y - y_mean,
+        x_variance=_mean_square(_about_mean(x, x_mass)[0]),
+        y_variance=_mean_square(_about_mean(y, y_mass)[0]),
         share=y_share,
         classes=classes,
         x_same=x_same,
         y_same=y_same,
         both_same=both_same,
-        **whole,
     )
 
 
@@ -244,6 +241,13 @@ def _same(rows, columns, dtype):
 def _share(masses, same):
     """Masses by what their class has, `[..., n]`; 0 where it has none."""
     return tf.math.divide_no_nan(masses, tf.linalg.matvec(same, masses))
+
+
+def _about_mean(points, masses):
+    """`sqrt(mass) (point - mean)`, and the mean, `[..., 1, d]`."""
+    masses = masses[..., None]
+    mean = tf.reduce_sum(masses * points, axis=-2, keepdims=True)
+    return tf.sqrt(masses) * (points - mean), mean
 
 
 def _mean_square(rows):
