@@ -38,7 +38,7 @@ def gaussian_squared_wasserstein(
     No covariance is formed. With P a constant, which it may be as it is
     optimal, this has the gradient of the distance, also for fewer points
     than dimensions. The value is never negative; between equal samples it is
-    of the order of rounding, 1e-6 of the covariances' traces in float32.
+    of the order of rounding, some 1e-6 of the covariances' traces in float32.
 
     With labels, the mean over the classes that both sides have, each with a
     Gaussian of its own; 0 if there are none. A class of one point has no
