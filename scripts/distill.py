@@ -6,6 +6,7 @@ writes the student with the best validation accuracy, its exports and a
 report to one folder.
 """
 
+import argparse
 import difflib
 import pathlib
 import sys
@@ -79,6 +80,27 @@ def main(argv=None):
     return common.run(parser, lambda: _distill(parser, options))
 
 
+class _ListMethods(argparse.Action):
+    """Prints the table of methods and ends the script."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        common.say(list_methods())
+        parser.exit()
+
+
+def list_methods():
+    """What `tfkd.methods` describes, as a plain table."""
+    rows = [tfkd.methods.describe(name) for name in tfkd.methods.NAMES]
+    rows.insert(0, rows[0]._fields)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+    )
+
+
 def _parser():
     parser = common.Parser(__doc__)
     common.add_training_arguments(parser, epochs=80, batch_size=25)
@@ -95,6 +117,11 @@ def _parser():
         nargs="+",
         default=list(METHODS),
         help=f"any of {', '.join(tfkd.methods.NAMES)}, and sums of them",
+    )
+    add(
+        "--list",
+        action=_ListMethods,
+        help="print the methods with their papers and weights, and exit",
     )
     add(
         "--seeds",

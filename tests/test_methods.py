@@ -1,5 +1,7 @@
 """The papers' names, their matches and their published weights."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -51,6 +53,21 @@ def _summary(method):
         ("neuron-ot+kd", [("neuron-ot", 0.1), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
+        ("attention", [("attention", 1000.0)], 1.0),
+        ("sp", [("sp", 3000.0)], 1.0),
+        ("cc", [("cc", 0.02)], 1.0),
+        ("rkd", [("rkd_distance", 25.0), ("rkd_angle", 50.0)], 1.0),
+        ("pkt", [("pkt", 3e4)], 1.0),
+        ("nst", [("nst", 50.0)], 1.0),
+        ("dkd", [("dkd", 1.0)], 1.0),
+        ("lskd", [("lskd", 9.0)], 0.1),
+        ("dist", [("dist", 1.0)], 1.0),
+        (
+            "ipot+sp+kd",
+            [("ipot", 1.0), ("sp", 3000.0), ("kd", 1.0)],
+            1.0,
+        ),
+        ("lskd+sp", [("lskd", 9.0), ("sp", 3000.0)], 1.0),
     ],
 )
 def test_published_weights(vgg, name, matches, label_weight):
@@ -60,7 +77,92 @@ def test_published_weights(vgg, name, matches, label_weight):
     assert method.label_weight == label_weight
 
 
-@pytest.mark.parametrize("name", [*tfkd.methods.NAMES, "ipot+fitnet+kd"])
+@pytest.mark.parametrize("name", tfkd.methods.NAMES)
+def test_description_has_the_weights_of_the_matches(vgg, name):
+    """The numbers in its words are those of what is built."""
+    description = tfkd.methods.describe(name)
+    assert description.name == name
+    assert description.needs in ("", "labels", "indices", "a stage before")
+    method = _build(name, vgg)
+    weights = [match.weight for match in method.matches]
+    if method.label_weight != 1.0:
+        weights.append(method.label_weight)
+    numbers = re.findall(r"\d+\.?\d*", description.weight)
+    assert [float(number) for number in numbers] == weights
+    needs = any(
+        match.needs_labels or "labels" in getattr(match.loss, "signals", ())
+        for match in method.matches
+    )
+    assert needs == (description.needs == "labels")
+
+
+def test_only_methods_by_themselves_are_described():
+    for name in ("ipot+kd", "ipott", None):
+        with pytest.raises(ValueError, match=re.escape(f"method '{name}'")):
+            tfkd.methods.describe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("attention", [(f"stage{i}", f"stage{i}") for i in (1, 2, 3)]),
+        ("nst", [(f"stage{i}", f"stage{i}") for i in (1, 2, 3)]),
+        ("sp", [("stage3", "stage5")]),
+        ("cc", [("features", "features")]),
+        ("pkt", [("features", "features")]),
+        ("lskd", [(None, None)]),
+        ("dist", [(None, None)]),
+        ("dkd", [(None, None)]),
+    ],
+)
+def test_published_places(vgg, name, at):
+    """VGG-4 has three stages, VGG-9 five."""
+    (match,) = _build(name, vgg).matches
+    assert match.pairs == at
+
+
+def test_published_settings(vgg):
+    def loss(name):
+        return _build(name, vgg).matches[0].loss
+
+    assert loss("attention").squared
+    assert loss("lskd").temperature == 2.0
+    assert loss("dist").temperature == 4.0
+    decoupled = loss("dkd")
+    assert decoupled.temperature == 4.0
+    assert (decoupled.target_weight, decoupled.others_weight) == (1.0, 8.0)
+
+
+def test_congruence_embeds_both_features_in_128_dimensions(vgg):
+    (match,) = _build("cc", vgg).matches
+    student, teacher = vgg
+    tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+    for projectors, width in (
+        (match.student_projectors, 64),
+        (match.teacher_projectors, 128),
+    ):
+        (projector,) = projectors
+        assert projector.kernel.shape == (width, 128)
+        assert projector.activation is keras.activations.linear
+        assert projector.trainable
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[
+                pytest.mark.xfail(
+                    strict=True, reason="Match hands this loss no labels yet."
+                )
+            ]
+            if name == "dkd"
+            else [],
+        )
+        for name in [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
+    ],
+)
 def test_every_method_trains(vgg, name):
     student, teacher = vgg
     if name == "neuron-identity":  # takes as many neurons in either

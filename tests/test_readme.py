@@ -79,10 +79,17 @@ def test_the_example_of_a_loss_works():
     assert float(loss(y_true, y_pred)) == 4.0
 
 
-def test_the_table_of_methods_is_complete():
+def test_the_table_of_methods_says_what_the_library_says():
+    """Each row in the words of `methods.describe`, and in its order."""
     section = README.split("## Methods")[1].split("\n## ")[0]
-    names = re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)
-    assert tuple(names) == tfkd.methods.NAMES
+    rows = re.findall(r"^\| (`[\w-]+` \|.*) \|$", section, re.MULTILINE)
+    described = [
+        tuple(cell.strip().strip("`") for cell in row.split("|"))
+        for row in rows
+    ]
+    assert described == [
+        tuple(tfkd.methods.describe(name)) for name in tfkd.methods.NAMES
+    ]
 
 
 def test_the_table_of_losses_is_complete():

@@ -1,7 +1,7 @@
 """The names of the papers' methods, and the matches that they stand for.
 
 The only such table: each method is one function below, whose arguments are
-its published settings.
+its published settings, under a line that describes it.
 """
 
 import difflib
@@ -33,6 +33,47 @@ class Method(NamedTuple):
     name: str
     matches: list
     label_weight: float
+
+
+class Description(NamedTuple):
+    """What a method is, in words.
+
+    Attributes:
+        name: As of `build`.
+        paper: Authors and year, "" if there is none.
+        matches: What it compares and how.
+        weight: Its published weight, and that of labels where it is not 1.
+        needs: What it needs beside images and a teacher: "labels",
+            "indices" or "a stage before", "" for nothing. The label loss is
+            not meant, which every method has.
+    """
+
+    name: str
+    paper: str
+    matches: str
+    weight: str
+    needs: str
+
+
+def describe(name):
+    """What a method is: paper, what it matches, weight and needs.
+
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        A `Description`.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+
+    >>> tfkd.methods.describe("kd").paper
+    'Hinton et al. 2015'
+    """
+    _check_part(name)
+    return _DESCRIPTIONS[name]
 
 
 def build(name, *, student, teacher, **overrides):
@@ -76,13 +117,7 @@ def build(name, *, student, teacher, **overrides):
             )
     parts = name.split("+")
     for part in parts:
-        if part not in _METHODS:
-            nearest = difflib.get_close_matches(part, NAMES, n=1)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-            raise ValueError(
-                f"Unknown method '{part}'. Expected one of {NAMES}, or a sum "
-                f'such as "ipot+kd".{hint}'
-            )
+        _check_part(part)
     if len(set(parts)) != len(parts):
         raise ValueError(f"Method '{name}' names a part twice.")
     settings = _distribute(parts, overrides)
@@ -92,30 +127,74 @@ def build(name, *, student, teacher, **overrides):
         if part == "kd" and len(parts) > 1:
             options = {"weight": 1.0, **options}
         matches += _METHODS[part](student, teacher, **options)
-    return Method(name, matches, 0.1 if parts == ["kd"] else 1.0)
+    return Method(name, matches, _LABEL_WEIGHTS.get(name, 1.0))
 
 
+_METHODS = {}
+_DESCRIPTIONS = {}
+_LABEL_WEIGHTS = {}
+
+
+def _method(*, paper="", matches, weight="", needs="", label_weight=1.0):
+    """Enters a function `_name` into the tables of methods."""
+
+    def enter(function):
+        name = function.__name__.removeprefix("_").replace("_", "-")
+        words = weight
+        if label_weight != 1.0:
+            words += f", labels {label_weight}"
+        _METHODS[name] = function
+        _LABEL_WEIGHTS[name] = label_weight
+        _DESCRIPTIONS[name] = Description(name, paper, matches, words, needs)
+        return function
+
+    return enter
+
+
+@_method(matches="nothing: labels alone")
 def _ce(student, teacher):
     """Cross-entropy with the labels alone: the student without a teacher."""
     return []
 
 
+@_method(
+    paper="Hinton et al. 2015",
+    matches="softened outputs, temperature 4",
+    weight="0.9",
+    label_weight=0.1,
+)
 def _kd(student, teacher, *, temperature=4.0, weight=0.9):
     """Softened class probabilities. Hinton et al. 2015."""
     loss = losses.SoftTargets(temperature=temperature)
     return [Match(loss, weight=weight, name="kd")]
 
 
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="logits, squared error",
+    weight="1",
+)
 def _activations(student, teacher, *, weight=1.0):
     """Squared error between logits. Srinivas & Fleuret 2018, section 6.1."""
     return [Match(losses.SquaredError(), weight=weight, name="activations")]
 
 
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="Jacobian of the true class, squared error",
+    weight="1",
+    needs="labels",
+)
 def _jacobian(student, teacher, *, of="label", weight=1.0):
     """Jacobians of the outputs. Srinivas & Fleuret 2018, proposition 1."""
     return [JacobianMatch(of=of, weight=weight, name="jacobian")]
 
 
+@_method(
+    paper="Romero et al. 2015",
+    matches="features of stage 2 through a regressor",
+    weight="100",
+)
 def _fitnet(student, teacher, *, at="stage2", weight=100.0):
     """Features of one stage through a trained regressor on the student.
 
@@ -142,6 +221,11 @@ def _fitnet(student, teacher, *, at="stage2", weight=100.0):
     return [match]
 
 
+@_method(
+    paper="Lohit & Jones 2020",
+    matches="all stages and the features, optimal transport",
+    weight="1 each",
+)
 def _ipot(student, teacher, *, at=None, cost="cosine", beta=None, weight=1.0):
     """Optimal transport between all stages. Lohit & Jones 2020.
 
@@ -152,24 +236,45 @@ def _ipot(student, teacher, *, at=None, cost="cosine", beta=None, weight=1.0):
     return [_transport(loss, "ipot", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Lohit & Jones 2020",
+    matches="all stages and the features, relaxed earth mover's distance",
+    weight="1 each",
+)
 def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     """Relaxed earth mover's distance between all stages, same paper."""
     loss = losses.RelaxedEarthMover(cost=cost)
     return [_transport(loss, "remd", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features, optimal transport of squared distances",
+    weight="1e-4",
+)
 def _w2(student, teacher, *, at="features", weight=1e-4):
-    """Wasserstein distance of the features. Fernandes Montesuma 2025."""
+    """Squared Wasserstein distance between batches of features."""
     loss = losses.OptimalTransport("squared_euclidean")
-    return [_transport(loss, "w2", student, teacher, at, weight)]
+    return [_to_teacher(loss, "w2", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features, optimal transport of squared distances class by class",
+    weight="1e-4",
+    needs="labels",
+)
 def _cw2(student, teacher, *, at="features", weight=1e-4):
-    """The same, class by class; needs labels."""
+    """The same, class by class."""
     loss = losses.ClassConditional(losses.OptimalTransport("squared_euclidean"))
-    return [_transport(loss, "cw2", student, teacher, at, weight)]
+    return [_to_teacher(loss, "cw2", student, teacher, at, weight)]
 
 
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features and predictions, optimal transport of squared distances",
+    weight="1e-4",
+)
 def _jw2(
     student,
     teacher,
@@ -181,52 +286,287 @@ def _jw2(
 ):
     """The same, of features and predictions together."""
     loss = losses.JointTransport(label_weight, label_distance=label_distance)
-    return [_transport(loss, "jw2", student, teacher, at, weight)]
+    return [_to_teacher(loss, "jw2", student, teacher, at, weight)]
 
 
-def _neuron(plan, name):
-    """A method that compares neurons. Li et al. 2020, equations 3 and 4.
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians, Wasserstein distance",
+    weight="1e-4",
+)
+def _gaussian_w2(
+    student, teacher, *, at="features", covariance="full", weight=1e-4
+):
+    """Wasserstein distance of features as Gaussians.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianWasserstein(covariance)
+    return [_to_teacher(loss, "gaussian-w2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians class by class, Wasserstein distance",
+    weight="1e-4",
+    needs="labels",
+)
+def _gaussian_cw2(
+    student, teacher, *, at="features", covariance="full", weight=1e-4
+):
+    """The same, class by class."""
+    loss = losses.ClassConditional(losses.GaussianWasserstein(covariance))
+    return [_to_teacher(loss, "gaussian-cw2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians, Kullback-Leibler divergence",
+    weight="1e-4",
+)
+def _gaussian_kl(
+    student,
+    teacher,
+    *,
+    at="features",
+    covariance="full",
+    direction="student||teacher",
+    ridge=0.1,
+    weight=1e-4,
+):
+    """Divergence of features as Gaussians.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianKL(
+        covariance, direction=direction, ridge=ridge, per_dimension=False
+    )
+    return [_to_teacher(loss, "gaussian-kl", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Gretton et al. 2012",
+    matches="features, maximum mean discrepancy",
+    weight="1",
+)
+def _mmd(student, teacher, *, at="features", kernel="gaussian", weight=1.0):
+    """Maximum mean discrepancy of features."""
+    loss = losses.MaximumMeanDiscrepancy(kernel)
+    return [_to_teacher(loss, "mmd", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, optimal transport",
+    weight="0.1",
+)
+def _neuron_ot(student, teacher, *, at="features", normalize=False, weight=0.1):
+    """Each neuron against the one that does the same, equations 3 and 4.
 
     As printed, distances are sums over the batch. The weight is the middle
     of the range from 1e-3 to 10 in which they select it for compression.
     """
-
-    def build(student, teacher, *, at="features", normalize=False, weight=0.1):
-        loss = losses.NeuronTransport(plan, normalize=normalize)
-        return [Match(loss, at=at, weight=weight, name=name)]
-
-    return build
+    return [_neurons("optimal", "neuron-ot", at, normalize, weight)]
 
 
-_METHODS = {
-    "ce": _ce,
-    "kd": _kd,
-    "activations": _activations,
-    "jacobian": _jacobian,
-    "fitnet": _fitnet,
-    "ipot": _ipot,
-    "remd": _remd,
-    "w2": _w2,
-    "cw2": _cw2,
-    "jw2": _jw2,
-    "neuron-ot": _neuron("optimal", "neuron-ot"),
-    "neuron-identity": _neuron("identity", "neuron-identity"),
-    "neuron-uniform": _neuron("uniform", "neuron-uniform"),
-}
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, each to its own; equal widths",
+    weight="0.1",
+)
+def _neuron_identity(
+    student, teacher, *, at="features", normalize=False, weight=0.1
+):
+    """Neuron i against neuron i, same paper."""
+    return [_neurons("identity", "neuron-identity", at, normalize, weight)]
+
+
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, each to all",
+    weight="0.1",
+)
+def _neuron_uniform(
+    student, teacher, *, at="features", normalize=False, weight=0.1
+):
+    """All neurons against all, same paper."""
+    return [_neurons("uniform", "neuron-uniform", at, normalize, weight)]
+
+
+@_method(
+    paper="Zagoruyko & Komodakis 2017",
+    matches="attention maps of all stages, mean squared difference",
+    weight="1000 each",
+)
+def _attention(student, teacher, *, at=None, weight=1000.0):
+    """Normalised attention maps, in the form of the common benchmark."""
+    at = _common_stages(student, teacher) if at is None else at
+    loss = losses.AttentionTransfer(squared=True)
+    return [Match(loss, at=at, weight=weight, name="attention")]
+
+
+@_method(
+    paper="Tung & Mori 2019",
+    matches="similarities between examples at the last stage",
+    weight="3000",
+)
+def _sp(student, teacher, *, at=None, weight=3000.0):
+    """Similarities at each network's last map, of any width and size."""
+    at = _last_stages(student, teacher) if at is None else at
+    loss = losses.SimilarityPreserving()
+    return [Match(loss, at=at, weight=weight, name="sp")]
+
+
+@_method(
+    paper="Peng et al. 2019",
+    matches="errors of neighbours in the batch, of trained embeddings of "
+    "the features",
+    weight="0.02",
+)
+def _cc(student, teacher, *, at="features", width=128, weight=0.02):
+    """Embeddings of both features by trained linear layers."""
+    pairs = as_pairs(at)
+    match = Match(
+        losses.CorrelationCongruence(),
+        at=pairs,
+        projector=_embeddings(len(pairs), width),
+        teacher_projector=_embeddings(len(pairs), width),
+        weight=weight,
+        name="cc",
+    )
+    return [match]
+
+
+@_method(
+    paper="Park et al. 2019",
+    matches="distances and angles between the features of examples",
+    weight="25 and 50",
+)
+def _rkd(
+    student,
+    teacher,
+    *,
+    at="features",
+    distance_weight=25.0,
+    angle_weight=50.0,
+):
+    """Relations between examples, by pairs and by triplets."""
+    return [
+        Match(
+            losses.RelationalDistance(),
+            at=at,
+            weight=distance_weight,
+            name="rkd_distance",
+        ),
+        Match(
+            losses.RelationalAngle(),
+            at=at,
+            weight=angle_weight,
+            name="rkd_angle",
+        ),
+    ]
+
+
+@_method(
+    paper="Passalis & Tefas 2018",
+    matches="probabilities of neighbours, of the features",
+    weight="30000",
+)
+def _pkt(student, teacher, *, at="features", weight=3e4):
+    """Which examples are near to which, as probabilities."""
+    loss = losses.ProbabilisticTransfer()
+    return [Match(loss, at=at, weight=weight, name="pkt")]
+
+
+@_method(
+    paper="Huang & Wang 2017",
+    matches="channels of all stages, maximum mean discrepancy",
+    weight="50 each",
+)
+def _nst(student, teacher, *, at=None, weight=50.0):
+    """Where channels are active, with the squared polynomial kernel."""
+    at = _common_stages(student, teacher) if at is None else at
+    loss = losses.NeuronSelectivity()
+    return [Match(loss, at=at, weight=weight, name="nst")]
+
+
+@_method(
+    paper="Zhao et al. 2022",
+    matches="softened outputs, the true class apart (1) from the others (8), "
+    "temperature 4",
+    weight="1",
+    needs="labels",
+)
+def _dkd(
+    student,
+    teacher,
+    *,
+    temperature=4.0,
+    target_weight=1.0,
+    others_weight=8.0,
+    weight=1.0,
+):
+    """Decoupled distillation, with the settings for CIFAR-100.
+
+    The paper lets the weight grow from 0 over the first 20 epochs: pass a
+    function of the step as `weight` for that.
+    """
+    loss = losses.DecoupledTargets(
+        temperature, target_weight=target_weight, others_weight=others_weight
+    )
+    return [Match(loss, weight=weight, name="dkd")]
+
+
+@_method(
+    paper="Sun et al. 2024",
+    matches="softened outputs of standardised logits, temperature 2",
+    weight="9",
+    label_weight=0.1,
+)
+def _lskd(student, teacher, *, temperature=2.0, weight=9.0):
+    """Logit standardisation before plain distillation."""
+    loss = losses.StandardizedTargets(temperature)
+    return [Match(loss, weight=weight, name="lskd")]
+
+
+@_method(
+    paper="Huang et al. 2022",
+    matches="correlation of softened outputs within examples and classes, "
+    "temperature 4",
+    weight="1",
+)
+def _dist(student, teacher, *, temperature=4.0, weight=1.0):
+    """Pearson correlations, as the authors' code weighs them (T^2)."""
+    loss = losses.CorrelationTargets(temperature)
+    return [Match(loss, weight=weight, name="dist")]
+
+
 NAMES = tuple(_METHODS)
+
+
+def _check_part(name):
+    """Raises unless it is the name of one method."""
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise ValueError(
+            f"Unknown method '{name}'. Expected one of {NAMES}, or a sum "
+            f'such as "ipot+kd".{hint}'
+        )
 
 
 def _distribute(parts, overrides):
     """Part -> its own overrides."""
     settings = {part: {} for part in parts}
     for key, value in overrides.items():
-        if key in settings:
+        part = key.replace("_", "-")  # a keyword has no hyphen
+        if part in settings:
             if not isinstance(value, dict):
                 raise ValueError(
                     f"Invalid value for argument `{key}`. Expected a dict of "
                     f"settings of '{key}'. Received: {key}={value!r}"
                 )
-            settings[key].update(value)
+            settings[part].update(value)
             continue
         owners = [part for part in parts if key in _options(part)]
         if len(owners) != 1:
@@ -234,7 +574,11 @@ def _distribute(parts, overrides):
             raise ValueError(
                 f"Setting `{key}` belongs to {owners or 'no part'} of "
                 f"'{'+'.join(parts)}', whose settings are {known}. "
-                + (f"Give it by part: {owners[0]}={{...}}." if owners else "")
+                + (
+                    f"Give it by part: {owners[0].replace('-', '_')}={{...}}."
+                    if owners
+                    else ""
+                )
             )
         settings[owners[0]][key] = value
     for part in parts:
@@ -284,20 +628,74 @@ def _transport(loss, name, student, teacher, at, weight):
     )
 
 
+def _to_teacher(loss, name, student, teacher, at, weight):
+    """One match of batches' distributions, in the teacher's units.
+
+    Where widths differ, the student's signal goes through a trained layer.
+    The teacher's does not: both could be made small then.
+    """
+    pairs = as_pairs(at)
+    projectors = []
+    for source, target in _shapes(pairs, student, teacher):
+        kind = "dense" if len(source) == 2 else "conv"
+        projectors.append(None if source == target else kind)
+    return Match(loss, at=pairs, projector=projectors, weight=weight, name=name)
+
+
+def _neurons(plan, name, at, normalize, weight):
+    """A match of neurons."""
+    loss = losses.NeuronTransport(plan, normalize=normalize)
+    return Match(loss, at=at, weight=weight, name=name)
+
+
+def _embeddings(count, width):
+    """Trained linear layers."""
+    return [keras.layers.Dense(width, dtype="float32") for _ in range(count)]
+
+
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
-    common = {*layer_names(student)} & {*layer_names(teacher)}
-    stages = sorted(
-        (name for name in common if re.fullmatch(r"stage\d+", name)),
+    stages = _common_stages(student, teacher)
+    if not {"features"} <= _names(student) & _names(teacher):
+        raise _nowhere(student, teacher)
+    return [*stages, "features"]
+
+
+def _common_stages(student, teacher):
+    """Names of the stages that both networks have."""
+    common = _names(student) & _names(teacher)
+    stages = _stages(common)
+    if not stages:
+        raise _nowhere(student, teacher)
+    return stages
+
+
+def _last_stages(student, teacher):
+    """The last stage of either network, as a pair."""
+    ours, theirs = (_stages(_names(m)) for m in (student, teacher))
+    if not ours or not theirs:
+        raise _nowhere(student, teacher)
+    return (ours[-1], theirs[-1])
+
+
+def _names(model):
+    return {*layer_names(model)}
+
+
+def _stages(names):
+    """Those named stage1, stage2, ..., in order."""
+    return sorted(
+        (name for name in names if re.fullmatch(r"stage\d+", name)),
         key=lambda name: int(name.removeprefix("stage")),
     )
-    if not stages or "features" not in common:
-        raise ValueError(
-            f"Student '{student.name}' and teacher '{teacher.name}' have no "
-            "common layers named stage1, stage2, ..., features. Say where to "
-            'compare them: at=[("student layer", "teacher layer"), ...].'
-        )
-    return [*stages, "features"]
+
+
+def _nowhere(student, teacher):
+    return ValueError(
+        f"Student '{student.name}' and teacher '{teacher.name}' have no "
+        "common layers named stage1, stage2, ..., features. Say where to "
+        'compare them: at=[("student layer", "teacher layer"), ...].'
+    )
 
 
 def _shapes(pairs, student, teacher):

@@ -92,6 +92,20 @@ def refused(argv, capsys):
     return captured.err
 
 
+# === The list ===
+
+
+def test_lists_the_methods_and_runs_none(no_training, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        distill.main(["--list"])
+    assert stopped.value.code == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "paper", "matches", "weight", "needs"]
+    for line, name in zip(lines, tfkd.methods.NAMES, strict=True):
+        cells = [cell for cell in re.split("  +", line) if cell]
+        assert cells == [cell for cell in tfkd.methods.describe(name) if cell]
+
+
 # === A run ===
 
 

@@ -115,13 +115,14 @@ def same_size(x, y):
     """Two maps brought to the smaller height and width of both.
 
     Args:
-        x: `[batch, height, width]`, of static size.
+        x: `[batch, height, width]` or `[batch, height, width, channels]`, of
+            static size.
         y: Likewise.
 
     Returns:
         The two maps, of one size.
     """
-    size = [min(pair) for pair in zip(x.shape[1:], y.shape[1:], strict=True)]
+    size = [min(pair) for pair in zip(x.shape[1:3], y.shape[1:3], strict=True)]
     return _shrink(x, size), _shrink(y, size)
 
 
@@ -132,12 +133,14 @@ def _shrink(x, size):
     its second derivative.
     """
     for axis, (old, new) in enumerate(
-        zip(x.shape[1:], size, strict=True), start=1
+        zip(x.shape[1:3], size, strict=True), start=1
     ):
         if old != new:
             weights = tf.constant(_averaging(old, new), x.dtype)
             x = tf.tensordot(x, weights, [[axis], [0]])  # the axis goes last
-            x = x if axis == 2 else tf.transpose(x, [0, 2, 1])
+            axes = list(range(x.shape.rank - 1))
+            axes.insert(axis, x.shape.rank - 1)
+            x = tf.transpose(x, axes)
     return x
 
 

@@ -291,6 +291,11 @@ def class_numbers(labels):
     return tf.cast(tf.reshape(labels, [-1]), tf.int64)
 
 
+def count_examples(masses):
+    """Number of examples that have a mass, a scalar of the masses' type."""
+    return tf.reduce_sum(tf.cast(masses > 0, masses.dtype))
+
+
 def flatten(signal):
     """`[batch, ...]` as `[batch, features]`; `[batch]` as `[batch, 1]`."""
     # TensorFlow infers no size where the batch's is unknown as well.

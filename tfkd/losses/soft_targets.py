@@ -65,24 +65,10 @@ class SoftTargets(keras.losses.Loss):
             ValueError: If the shapes differ.
         """
         y_true, y_pred = comparable(y_true, y_pred)
-        log_teacher = tf.nn.log_softmax(y_true / self.temperature)
-        log_student = tf.nn.log_softmax(y_pred / self.temperature)
-        teacher, student = tf.exp(log_teacher), tf.exp(log_student)
-        # Where the teacher excludes a class there is no log to compare; if
-        # the student does too, the difference is not a number.
-        possible = teacher > 0.0
-        excess = tf.where(possible, log_teacher - log_student, 0.0)
-        # Both probabilities sum to 1, so p d and p d + q - p have one sum.
-        # The terms of the second are >= 0 and, near the teacher, of second
-        # order in d, where those of the first would cancel out.
-        near = possible & (tf.abs(excess) < 1.0)
-        small = tf.where(near, excess, 0.0)
-        terms = tf.where(
-            near,
-            teacher * (small + tf.math.expm1(-small)),
-            teacher * excess + student - teacher,
+        values = divergence(
+            y_true / self.temperature, y_pred / self.temperature
         )
-        return self.temperature**2 * tf.reduce_sum(terms, axis=-1)
+        return self.temperature**2 * values
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""
@@ -91,3 +77,36 @@ class SoftTargets(keras.losses.Loss):
             "temperature": self.temperature,
             "dtype": self.dtype,
         }
+
+
+def divergence(y_true, y_pred):
+    """Kullback-Leibler divergence of class probabilities.
+
+    Formula: `KL(softmax(y_true) || softmax(y_pred))`
+
+    Args:
+        y_true: Teacher's logits, `[..., classes]`, float32 or float64. A
+            class of logit -inf has no part in the value.
+        y_pred: Student's logits, of the same shape and type.
+
+    Returns:
+        Non-negative tensor `[...]`, in nats.
+    """
+    log_teacher = tf.nn.log_softmax(y_true)
+    log_student = tf.nn.log_softmax(y_pred)
+    teacher, student = tf.exp(log_teacher), tf.exp(log_student)
+    # Where the teacher excludes a class there is no log to compare; if
+    # the student does too, the difference is not a number.
+    possible = teacher > 0.0
+    excess = tf.where(possible, log_teacher - log_student, 0.0)
+    # Both probabilities sum to 1, so p d and p d + q - p have one sum.
+    # The terms of the second are >= 0 and, near the teacher, of second
+    # order in d, where those of the first would cancel out.
+    near = possible & (tf.abs(excess) < 1.0)
+    small = tf.where(near, excess, 0.0)
+    terms = tf.where(
+        near,
+        teacher * (small + tf.math.expm1(-small)),
+        teacher * excess + student - teacher,
+    )
+    return tf.reduce_sum(terms, axis=-1)

@@ -177,37 +177,51 @@ class Match(BaseMatch):
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
         places = self._places(student, observed["signals"], training)
-        if self.joint or isinstance(self.loss, DistributionLoss):
-            y_true, y_pred = (
-                [hide_padding(side, mask) for side, mask in sides]
-                for sides in (
-                    [(y_true, mask) for y_true, _, mask in places],
-                    [(y_pred, mask) for _, y_pred, mask in places],
+        if not self._takes_whole_signals:
+            return sum(
+                compare(
+                    self.loss,
+                    y_true,
+                    y_pred,
+                    sample_weight=sample_weight,
+                    mask=mask,
                 )
+                for y_true, y_pred, mask in places
             )
+        y_true = [hide_padding(y_true, mask) for y_true, _, mask in places]
+        y_pred = [hide_padding(y_pred, mask) for _, y_pred, mask in places]
         if self.joint:
-            return reduce_values(
-                at_least_float32(self.loss.call(y_true, y_pred)),
-                reduction=self.loss.reduction,
-                sample_weight=example_weights(sample_weight),
-            )
+            return self._values(y_true, y_pred, sample_weight)
+        y_true = self._with_signals(y_true, student, observed.get("outputs"))
+        y_pred = self._with_signals(y_pred, student, student.outputs)
         if isinstance(self.loss, DistributionLoss):
             return compare_distributions(
-                self.loss,
-                self._with_signals(y_true, student, observed.get("outputs")),
-                self._with_signals(y_pred, student, student.outputs),
-                sample_weight=sample_weight,
-                across_replicas=self.across_replicas is not False,
-            )
-        return sum(
-            compare(
                 self.loss,
                 y_true,
                 y_pred,
                 sample_weight=sample_weight,
-                mask=mask,
+                across_replicas=self.across_replicas is not False,
             )
-            for y_true, y_pred, mask in places
+        return sum(
+            self._values(ours, theirs, sample_weight)
+            for ours, theirs in zip(y_true, y_pred, strict=True)
+        )
+
+    @property
+    def _takes_whole_signals(self):
+        """Whether the loss takes more than one tensor a side, or batches."""
+        return (
+            self.joint
+            or isinstance(self.loss, DistributionLoss)
+            or _signals(self.loss) != ("features",)
+        )
+
+    def _values(self, y_true, y_pred, sample_weight):
+        """The reduced value of structures of signals."""
+        return reduce_values(
+            at_least_float32(self.loss.call(y_true, y_pred)),
+            reduction=self.loss.reduction,
+            sample_weight=example_weights(sample_weight),
         )
 
     def _places(self, student, signals, training):
@@ -380,12 +394,10 @@ def _check_kind(loss, joint, across_replicas):
             f"'{loss.name}'"
         )
     names = _signals(loss)
-    if names != ("features",) and not (
-        of_batches and "features" in names and set(names) <= set(_SIGNALS)
-    ):
+    if not set(names) <= set(_SIGNALS):
         raise ValueError(
-            f"Loss '{loss.name}' has signals={names}. Expected 'features' and "
-            f"others of {_SIGNALS}, of a tfkd.losses.DistributionLoss."
+            f"Loss '{loss.name}' has signals={names}. Expected some of "
+            f"{_SIGNALS}."
         )
 
 
