@@ -83,6 +83,7 @@ def test_the_configuration_names_what_issue_and_readme_promise():
         assert re.search(rf"^{name}$", runtime, re.MULTILINE)
     assert set(config["options.extras_require"]) == {
         "cuda",
+        "exact",
         "litert",
         "onnx",
         "tensorboard",

@@ -161,7 +161,7 @@ def test_examples_are_known_by_position(networks, examples, keep):
         np.testing.assert_array_equal(weight, weights[index])
         (signals,) = record["teacher"].values()
         np.testing.assert_allclose(
-            signals[0]["signal"], logits[index], rtol=5e-4, atol=1e-6
+            signals["signals"][0]["signal"], logits[index], rtol=5e-4, atol=1e-6
         )
 
 

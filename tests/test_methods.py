@@ -54,6 +54,13 @@ def _summary(method):
         ("ab", [], 1.0),
         ("crd", [("crd", 0.8)], 1.0),
         ("crd+kd", [("crd", 0.8), ("kd", 1.0)], 1.0),
+        ("w2", [("w2", 1e-4)], 1.0),
+        ("cw2", [("cw2", 1e-4)], 1.0),
+        ("jw2", [("jw2", 1e-4)], 1.0),
+        ("neuron-ot", [("neuron-ot", 0.1)], 1.0),
+        ("neuron-identity", [("neuron-identity", 0.1)], 1.0),
+        ("neuron-uniform", [("neuron-uniform", 0.1)], 1.0),
+        ("neuron-ot+kd", [("neuron-ot", 0.1), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
         ("attention", [("attention", 1000.0)], 1.0),
@@ -173,7 +180,11 @@ def test_congruence_embeds_both_features_in_128_dimensions(vgg):
 def test_every_method_trains(vgg, name):
     """All its stages, each everything that it has to train."""
     student, teacher = vgg
-    method = _build(name, vgg)
+    if name == "neuron-identity":  # takes as many neurons in either
+        teacher = tfkd.models.build(
+            "vgg9", num_classes=10, input_shape=(32, 32, 1), width=0.125
+        )
+    method = _build(name, (student, teacher))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 32, 32, 1)).astype("float32")
     index = rng.permutation(30)[:6]
@@ -381,3 +392,34 @@ def test_networks_without_the_named_stages_say_where_to_look(make_network):
     )
     with pytest.raises(ValueError, match="Say where to compare them"):
         _build("ipot", pair)
+
+
+def test_distribution_methods_compare_the_features(vgg):
+    """Widths 64 and 128 meet in 128 dimensions; neurons need not meet."""
+    for name in ("w2", "cw2", "jw2"):
+        (match,) = _build(name, vgg).matches
+        assert match.where == "features"
+        student, teacher = vgg
+        tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+        kernels = [
+            layer.kernel.shape
+            for layer in match.student_projectors + match.teacher_projectors
+        ]
+        assert kernels == [(64, 128), (128, 128)]
+    (match,) = _build("cw2", vgg).matches
+    assert match.needs_labels
+    assert match.loss.loss.cost == "squared_euclidean"
+    method = _build("jw2", vgg, label_weight=3.0, weight=0.5)
+    (match,) = method.matches
+    assert (match.loss.weight, match.weight) == (3.0, 0.5)
+    assert method.label_weight == 1.0
+    (match,) = _build("neuron-ot", vgg, normalize=True).matches
+    assert (match.loss.plan, match.loss.normalize) == ("optimal", True)
+    assert not any(match.student_projectors + match.teacher_projectors)
+
+
+def test_identity_of_neurons_needs_equal_widths(vgg):
+    method = _build("neuron-identity", vgg)
+    student, teacher = vgg
+    with pytest.raises(ValueError, match="has shape.*To compare them pass"):
+        tfkd.Distiller(student=student, teacher=teacher, matches=method)

@@ -82,7 +82,7 @@ def test_the_example_of_a_loss_works():
 def test_the_table_of_methods_says_what_the_library_says():
     """Each row in the words of `methods.describe`, and in its order."""
     section = README.split("## Methods")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`\w+` \|.*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (`[\w-]+` \|.*) \|$", section, re.MULTILINE)
     described = [
         tuple(cell.strip().strip("`") for cell in row.split("|"))
         for row in rows

@@ -181,7 +181,7 @@ def _method(*, paper="", matches, weight="", needs="", label_weight=1.0):
     """Enters a function `_name` into the tables of methods."""
 
     def enter(function):
-        name = function.__name__.removeprefix("_")
+        name = function.__name__.removeprefix("_").replace("_", "-")
         words = weight
         if label_weight != 1.0:
             words += f", labels {label_weight}"
@@ -287,6 +287,152 @@ def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     """Relaxed earth mover's distance between all stages, same paper."""
     loss = losses.RelaxedEarthMover(cost=cost)
     return [_transport(loss, "remd", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features, optimal transport of squared distances",
+    weight="1e-4",
+)
+def _w2(student, teacher, *, at="features", weight=1e-4):
+    """Squared Wasserstein distance between batches of features."""
+    loss = losses.OptimalTransport("squared_euclidean")
+    return [_to_teacher(loss, "w2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features, optimal transport of squared distances class by class",
+    weight="1e-4",
+    needs="labels",
+)
+def _cw2(student, teacher, *, at="features", weight=1e-4):
+    """The same, class by class."""
+    loss = losses.ClassConditional(losses.OptimalTransport("squared_euclidean"))
+    return [_to_teacher(loss, "cw2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features and predictions, optimal transport of squared distances",
+    weight="1e-4",
+)
+def _jw2(
+    student,
+    teacher,
+    *,
+    at="features",
+    label_weight=None,
+    label_distance="squared_euclidean",
+    weight=1e-4,
+):
+    """The same, of features and predictions together."""
+    loss = losses.JointTransport(label_weight, label_distance=label_distance)
+    return [_to_teacher(loss, "jw2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians, Wasserstein distance",
+    weight="1e-4",
+)
+def _gaussian_w2(
+    student, teacher, *, at="features", covariance="full", weight=1e-4
+):
+    """Wasserstein distance of features as Gaussians.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianWasserstein(covariance)
+    return [_to_teacher(loss, "gaussian-w2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians class by class, Wasserstein distance",
+    weight="1e-4",
+    needs="labels",
+)
+def _gaussian_cw2(
+    student, teacher, *, at="features", covariance="full", weight=1e-4
+):
+    """The same, class by class."""
+    loss = losses.ClassConditional(losses.GaussianWasserstein(covariance))
+    return [_to_teacher(loss, "gaussian-cw2", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Fernandes Montesuma 2025",
+    matches="features as Gaussians, Kullback-Leibler divergence",
+    weight="1e-4",
+)
+def _gaussian_kl(
+    student,
+    teacher,
+    *,
+    at="features",
+    covariance="full",
+    direction="student||teacher",
+    ridge=0.1,
+    weight=1e-4,
+):
+    """Divergence of features as Gaussians.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianKL(
+        covariance, direction=direction, ridge=ridge, per_dimension=False
+    )
+    return [_to_teacher(loss, "gaussian-kl", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Gretton et al. 2012",
+    matches="features, maximum mean discrepancy",
+    weight="1",
+)
+def _mmd(student, teacher, *, at="features", kernel="gaussian", weight=1.0):
+    """Maximum mean discrepancy of features."""
+    loss = losses.MaximumMeanDiscrepancy(kernel)
+    return [_to_teacher(loss, "mmd", student, teacher, at, weight)]
+
+
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, optimal transport",
+    weight="0.1",
+)
+def _neuron_ot(student, teacher, *, at="features", normalize=False, weight=0.1):
+    """Each neuron against the one that does the same, equations 3 and 4.
+
+    As printed, distances are sums over the batch. The weight is the middle
+    of the range from 1e-3 to 10 in which they select it for compression.
+    """
+    return [_neurons("optimal", "neuron-ot", at, normalize, weight)]
+
+
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, each to its own; equal widths",
+    weight="0.1",
+)
+def _neuron_identity(
+    student, teacher, *, at="features", normalize=False, weight=0.1
+):
+    """Neuron i against neuron i, same paper."""
+    return [_neurons("identity", "neuron-identity", at, normalize, weight)]
+
+
+@_method(
+    paper="Li et al. 2020",
+    matches="neurons of the features, each to all",
+    weight="0.1",
+)
+def _neuron_uniform(
+    student, teacher, *, at="features", normalize=False, weight=0.1
+):
+    """All neurons against all, same paper."""
+    return [_neurons("uniform", "neuron-uniform", at, normalize, weight)]
 
 
 @_method(
@@ -560,13 +706,14 @@ def _distribute(parts, overrides):
     """Part -> its own overrides."""
     settings = {part: {} for part in parts}
     for key, value in overrides.items():
-        if key in settings:
+        part = key.replace("_", "-")  # a keyword has no hyphen
+        if part in settings:
             if not isinstance(value, dict):
                 raise ValueError(
                     f"Invalid value for argument `{key}`. Expected a dict of "
                     f"settings of '{key}'. Received: {key}={value!r}"
                 )
-            settings[key].update(value)
+            settings[part].update(value)
             continue
         owners = [part for part in parts if key in _options(part)]
         if len(owners) != 1:
@@ -574,7 +721,11 @@ def _distribute(parts, overrides):
             raise ValueError(
                 f"Setting `{key}` belongs to {owners or 'no part'} of "
                 f"'{'+'.join(parts)}', whose settings are {known}. "
-                + (f"Give it by part: {owners[0]}={{...}}." if owners else "")
+                + (
+                    f"Give it by part: {owners[0].replace('-', '_')}={{...}}."
+                    if owners
+                    else ""
+                )
             )
         settings[owners[0]][key] = value
     for part in parts:
@@ -624,6 +775,26 @@ def _transport(loss, name, student, teacher, at, weight):
     )
 
 
+def _to_teacher(loss, name, student, teacher, at, weight):
+    """One match of batches' distributions, in the teacher's units.
+
+    Where widths differ, the student's signal goes through a trained layer.
+    The teacher's does not: both could be made small then.
+    """
+    pairs = as_pairs(at)
+    projectors = []
+    for source, target in _shapes(pairs, student, teacher):
+        kind = "dense" if len(source) == 2 else "conv"
+        projectors.append(None if source == target else kind)
+    return Match(loss, at=pairs, projector=projectors, weight=weight, name=name)
+
+
+def _neurons(plan, name, at, normalize, weight):
+    """A match of neurons."""
+    loss = losses.NeuronTransport(plan, normalize=normalize)
+    return Match(loss, at=at, weight=weight, name=name)
+
+
 def _embeddings(count, width):
     """Trained linear layers."""
     return [keras.layers.Dense(width, dtype="float32") for _ in range(count)]
@@ -632,14 +803,15 @@ def _embeddings(count, width):
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
     stages = _common_stages(student, teacher)
-    if "features" not in _common_names(student, teacher):
+    if not {"features"} <= _names(student) & _names(teacher):
         raise _nowhere(student, teacher)
     return [*stages, "features"]
 
 
 def _common_stages(student, teacher):
     """Names of the stages that both networks have."""
-    stages = _stages(_common_names(student, teacher))
+    common = _names(student) & _names(teacher)
+    stages = _stages(common)
     if not stages:
         raise _nowhere(student, teacher)
     return stages
@@ -647,19 +819,19 @@ def _common_stages(student, teacher):
 
 def _last_stages(student, teacher):
     """The last stage of either network, as a pair."""
-    ours, theirs = (_stages(layer_names(m)) for m in (student, teacher))
+    ours, theirs = (_stages(_names(m)) for m in (student, teacher))
     if not ours or not theirs:
         raise _nowhere(student, teacher)
     return (ours[-1], theirs[-1])
 
 
-def _common_names(student, teacher):
-    return {*layer_names(student)} & {*layer_names(teacher)}
+def _names(model):
+    return {*layer_names(model)}
 
 
 def _last_map(model):
     """The last stage of more than one position."""
-    stages = _stages(layer_names(model))
+    stages = _stages(_names(model))
     signals = outline(model, stages).signals
     maps = [name for name in stages if set(signals[name].shape[1:-1]) != {1}]
     if not maps:

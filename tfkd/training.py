@@ -108,7 +108,9 @@ class StudentTrainer(keras.Model):
         self._teacher_differentiable = any(m.needs_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
-        self.supports_jit = self._approximate_op() is None
+        self.supports_jit = self._approximate_op() is None and all(
+            match.supports_jit for match in self.matches
+        )
 
     def _check_networks(self, student, teacher):
         """Hook for what a subclass requires of the two outlines."""
@@ -138,7 +140,8 @@ class StudentTrainer(keras.Model):
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
                 reverse; if `jit_compile=True` would give an approximate
-                Jacobian; or if a metric has the name of a match.
+                Jacobian, or a match does not run under it; or if a metric
+                has the name of a match.
         """
         if loss is None and not self.matches:
             raise ValueError(
@@ -156,6 +159,12 @@ class StudentTrainer(keras.Model):
                 'rounded values. Compile with jit_compile=False or "auto", or '
                 "use average pooling or strided convolutions."
             )
+        for match in self.matches:
+            if kwargs.get("jit_compile") is True and not match.supports_jit:
+                raise ValueError(
+                    f"Match '{match.name}' ({match.how}) does not run under "
+                    'XLA. Compile with jit_compile=False or "auto".'
+                )
         self._check_label_loss(loss)
         self._check_metric_names(
             kwargs.get("metrics"), kwargs.get("weighted_metrics")

@@ -196,7 +196,7 @@ def test_configuration_keeps_the_settings():
 @pytest.mark.parametrize("cost", ["euclid", None, 2])
 def test_unknown_cost_is_refused(loss_class, cost):
     with pytest.raises(
-        ValueError, match="`cost`.*'cosine', 'squared_euclidean'"
+        ValueError, match="`cost`.*'cosine', 'euclidean', 'squared_euclid"
     ):
         loss_class(cost)
 
@@ -204,7 +204,9 @@ def test_unknown_cost_is_refused(loss_class, cost):
 @pytest.mark.parametrize(
     ("settings", "argument"),
     [
-        ({"beta": 20.0}, "beta"),
+        ({"beta": -20.0}, "beta"),
+        ({"tolerance": 0}, "tolerance"),
+        ({"solver": "simplex"}, "solver"),
         ({"beta": np.nan}, "beta"),
         ({"num_iters": 0}, "num_iters"),
         ({"num_iters": True}, "num_iters"),
@@ -215,3 +217,59 @@ def test_settings_out_of_range_are_refused(settings, argument):
         ValueError, match=f"Invalid value for argument `{argument}`"
     ):
         OptimalTransport(**settings)
+
+
+def _theorem(loss, seed):
+    """(W2 of the images, L2 distance of the maps) of random networks."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(48, 8))
+    first, second = rng.normal(size=(2, 8, 64))
+    student = np.maximum(x @ first, 0)
+    teacher = np.maximum(x @ (first + rng.choice([0.1, 1.0]) * second), 0)
+    value = loss(teacher.astype("float32"), student.astype("float32"))
+    return value, np.mean(np.sum((teacher - student) ** 2, axis=1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"tolerance": 1e-3}, {"solver": "exact"}, {"beta": 5.0}],
+    ids=str,
+)
+def test_images_are_nearer_than_the_maps(settings, seed):
+    """W2(g_S P, g_T P) <= |g_S - g_T| in L2(P): KD2M, theorem 1.
+
+    Example to example is one of the plans, and no solver's may be dearer, up
+    to what it grants itself (features of rank 8 are hard for it).
+    """
+    loss = OptimalTransport("squared_euclidean", **settings)
+    value, bound = _theorem(loss, seed)
+    slack = 1e-3 if {"tolerance", "solver"} & set(settings) else 5e-3
+    assert value <= (1 + slack) * bound
+
+
+def test_places_are_solved_together():
+    """One solve of four stacked costs gives the sum over the places."""
+    rng = np.random.default_rng(0)
+    places = [
+        rng.normal(size=(2, 16, *shape)).astype("float32")
+        for shape in ((4, 4, 3), (2, 2, 5), (64,), (64,))
+    ]
+    weights = rng.uniform(size=16).astype("float32")
+    for loss in (OptimalTransport(), RelaxedEarthMover()):
+        together = loss.call_together(
+            *zip(*places, strict=True), sample_weight=weights
+        )
+        alone = sum(
+            loss.call(*place, sample_weight=weights) for place in places
+        )
+        np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_exact_solver_is_exact_and_stays_off_xla():
+    y_true, y_pred = signals()
+    loss = OptimalTransport(solver="exact")
+    _, optimum = exact(y_true, y_pred)
+    np.testing.assert_allclose(loss(y_true, y_pred), optimum, rtol=1e-5)
+    assert not loss.supports_jit
+    assert OptimalTransport().supports_jit

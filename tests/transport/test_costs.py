@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfkd.transport import pairwise_cost
 
-METRICS = ("cosine", "squared_euclidean")
+METRICS = ("cosine", "squared_euclidean", "euclidean")
 
 
 def _points(n, d, seed=0):
@@ -39,6 +39,11 @@ def test_squared_euclidean_of_a_right_triangle():
         metric="squared_euclidean",
     )
     np.testing.assert_allclose(cost, [[25.0], [16.0]], rtol=1e-6)
+
+
+def test_euclidean_of_a_right_triangle():
+    cost = pairwise_cost(x=[[0.0, 0.0]], y=[[3.0, 4.0]], metric="euclidean")
+    np.testing.assert_allclose(cost, [[5.0]], rtol=1e-6)
 
 
 def test_cosine_of_a_zero_vector_is_one():
@@ -169,9 +174,51 @@ def test_gradient_agrees_with_central_differences(metric):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("d", [2, 64, 4096])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_euclidean_has_no_gradient_at_equal_points(d, jit_compile):
+    """The root's is infinite there; sums in another order hide equality."""
+    x = np.float32(np.maximum(_points(64, d), 0) + 1)
+    order = np.random.default_rng(1).permutation(64)
+    pairs = np.eye(64, dtype="float32")[order]
+
+    @tf.function(jit_compile=jit_compile)
+    def evaluate(x, y):
+        cost = pairwise_cost(x=x, y=y, metric="euclidean")
+        own = tf.reduce_sum(pairs * cost)
+        return own, *tf.gradients(own, [x, y])
+
+    for tensor in evaluate(tf.constant(x[order]), tf.constant(x)):
+        np.testing.assert_array_equal(tensor, 0.0 * tensor)
+
+
+@pytest.mark.parametrize("distance", [0.003, 0.1])
+def test_euclidean_keeps_small_distances(distance):
+    """Those above 0.2 % of the spread, to the rounding of the squares."""
+    x = np.float32(_points(6, 20))
+    step = np.float32(_points(6, 20, seed=1))
+    spread = np.linalg.norm(x, axis=1, keepdims=True)
+    step *= distance * spread / np.linalg.norm(step, axis=1, keepdims=True)
+    cost = pairwise_cost(x=x, y=x + step, metric="euclidean")
+    np.testing.assert_allclose(
+        np.diag(cost), distance * spread[:, 0], rtol=2e-6 / distance**2
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_euclidean_scales(scale):
+    """Though the squares of these are no float32."""
+    x, y = _points(4, 9), _points(5, 9, seed=1)
+    cost = pairwise_cost(
+        x=np.float32(scale * x), y=np.float32(scale * y), metric="euclidean"
+    )
+    expected = reference.pairwise_cost(x, y, "euclidean")
+    np.testing.assert_allclose(np.float64(cost) / scale, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradient_of_the_cost_vanishes_at_equal_points(metric):
-    """Both costs have their minimum, 0, there; rounding stays below 1e-5."""
+    """All costs have their minimum, 0, there; rounding stays below 1e-5."""
     x = np.float32(_points(6, 20))
     gradients = _gradients(x, x, metric, np.eye(6, dtype="float32"))
     for gradient in gradients:

@@ -311,7 +311,7 @@ def test_sizes_may_be_unknown():
     np.testing.assert_allclose(compiled(cost).plan, ipot(cost).plan, atol=1e-6)
 
 
-@pytest.mark.parametrize("beta", [20.0, 0, "Paper", "auto"])
+@pytest.mark.parametrize("beta", [0, -1.0, np.inf, True, "Paper", "auto"])
 def test_an_unknown_beta_is_refused(beta):
     with pytest.raises(ValueError, match="Invalid value for argument `beta`"):
         ipot([[0.0]], beta=beta)

@@ -20,7 +20,8 @@ class DistributionLoss(keras.losses.Loss):
     zero. A Keras mask is not read: positions are part of an example, and
     `tfkd.Match` sets padded ones to zero on both sides.
 
-    Subclasses implement `distance`.
+    Subclasses implement `distance`. Those that also implement
+    `conditional_distance` can be wrapped by `ClassConditional`.
 
     Args:
         name: As of `keras.losses.Loss`.
@@ -31,6 +32,12 @@ class DistributionLoss(keras.losses.Loss):
     Attributes:
         same_shape: Whether signals of different shapes are refused. A
             subclass that compares across widths sets it to False.
+        signals: What a side of the loss consists of. ("features",), one
+            tensor, by default. With several names of "features", "outputs"
+            and "labels", either side is a dict of tensors with these keys,
+            which `tfkd.Match` makes: the signal at its place, the network's
+            outputs, the true labels. Labels come to `distance` as class
+            numbers, `[batch]`, int64.
 
     Example:
 
@@ -45,16 +52,58 @@ class DistributionLoss(keras.losses.Loss):
     """
 
     same_shape = True
+    signals = ("features",)
 
     def distance(self, y_true, y_pred, masses):
         """Distance between the teacher's and the student's distribution.
 
         Args:
-            y_true: Teacher's signal, `[batch, ...]`, float32 or float64.
+            y_true: Teacher's signal, `[batch, ...]`, float32 or float64; a
+                dict of these for several `signals`.
             y_pred: Student's signal, `[batch, ...]`, of the same type, and
-                of the same shape if `same_shape`.
+                of the same shape if `same_shape`; a dict likewise.
             masses: Of the examples on either side, `[batch]`, non-negative
                 with sum one, of the same type.
+
+        Returns:
+            Scalar tensor.
+        """
+        raise NotImplementedError
+
+    def total_distance(self, pairs, masses):
+        """Sum of the distances at several places.
+
+        A subclass overrides it where the places can be solved together.
+
+        Args:
+            pairs: List of (`y_true`, `y_pred`), as of `distance`, which may
+                differ in all but the batch.
+            masses: As of `distance`.
+
+        Returns:
+            Scalar tensor.
+        """
+        return tf.add_n([self.distance(*pair, masses) for pair in pairs])
+
+    def conditional_distance(self, y_true, y_pred, masses, labels):
+        """Mean over classes of the distance between examples of one class.
+
+        What `ClassConditional` computes. K classes are on both sides, in
+        numbers that may differ. On either side, the examples of each of them
+        have mass `1 / K` together; those of other classes have none. So
+        `masses[0]` times K, over one class, is what `distance` would be
+        given for the teacher's side of that class. Where no class is on both
+        sides all masses are zero, and so shall be the value and its
+        gradient. K is not known before there is data: an implementation
+        masks by `labels[0][:, None] == labels[1][None, :]` rather than loop
+        over classes.
+
+        Args:
+            y_true: As of `distance`.
+            y_pred: As of `distance`.
+            masses: Pair of the teacher's side's and the student's side's,
+                `[batch]` each, non-negative, of the signals' type.
+            labels: Pair of class numbers, `[batch]` each, int64.
 
         Returns:
             Scalar tensor.
@@ -65,8 +114,10 @@ class DistributionLoss(keras.losses.Loss):
         """The weighted value, repeated for each example.
 
         Args:
-            y_true: Teacher's signal, `[batch, ...]`.
-            y_pred: Student's signal, `[batch, ...]`.
+            y_true: Teacher's signal, `[batch, ...]`, or the dict of
+                `signals`. In it, labels are class numbers `[batch]` or
+                `[batch, 1]`, or one-hot `[batch, classes]`.
+            y_pred: Student's signal, `[batch, ...]`, or a dict likewise.
             sample_weight: `[batch]`, `[batch, 1]` or None for ones;
                 non-negative.
 
@@ -79,13 +130,32 @@ class DistributionLoss(keras.losses.Loss):
         value, weights = self._value(y_true, y_pred, sample_weight)
         return tf.fill(tf.shape(weights), value * tf.reduce_mean(weights))
 
+    def call_together(self, y_true, y_pred, sample_weight=None):
+        """Sum over several places of what `call` gives for each.
+
+        Args:
+            y_true: List with the teacher's signal at each place.
+            y_pred: List with the student's.
+            sample_weight: As of `call`.
+
+        Returns:
+            Tensor `[batch]`.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        pairs = [
+            self._comparable(*pair) for pair in zip(y_true, y_pred, strict=True)
+        ]
+        weights, masses = self._weights(pairs[0][1], sample_weight)
+        value = self.total_distance(pairs, masses)
+        return tf.fill(tf.shape(weights), value * tf.reduce_mean(weights))
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced value. Arguments and errors as of `call`."""
         with keras.name_scope(self.name):
             value, weights = self._value(
-                keras.ops.convert_to_tensor(y_true, dtype=self.dtype),
-                keras.ops.convert_to_tensor(y_pred, dtype=self.dtype),
-                sample_weight,
+                self._in_dtype(y_true), self._in_dtype(y_pred), sample_weight
             )
             values = tf.fill(tf.shape(weights), value)
             reduce = Reduction(self.name, self.reduction, self.dtype)
@@ -97,8 +167,14 @@ class DistributionLoss(keras.losses.Loss):
 
     def _value(self, y_true, y_pred, sample_weight):
         """The unweighted value, a scalar, and the weights, `[batch]`."""
-        y_true, y_pred = comparable(y_true, y_pred, same_shape=self.same_shape)
-        weights = _example_weights(sample_weight, y_pred)
+        y_true, y_pred = self._comparable(y_true, y_pred)
+        weights, masses = self._weights(y_pred, sample_weight)
+        return self.distance(y_true, y_pred, masses), weights
+
+    def _weights(self, y_pred, sample_weight):
+        """Weights and masses of the examples, `[batch]` each."""
+        signal = y_pred["features"] if self._takes_dicts else y_pred
+        weights = _example_weights(sample_weight, signal)
         total = tf.reduce_sum(weights)
         # Weights of zero give equal masses, so that no subclass has to think
         # of an empty distribution; the mean weight makes the value zero.
@@ -107,7 +183,50 @@ class DistributionLoss(keras.losses.Loss):
             tf.math.divide_no_nan(weights, total),
             1 / tf.cast(tf.size(weights), weights.dtype),
         )
-        return self.distance(y_true, y_pred, masses), weights
+        return weights, masses
+
+    @property
+    def _takes_dicts(self):
+        return tuple(self.signals) != ("features",)
+
+    def _in_dtype(self, side):
+        """Tensors of one side in the loss's `dtype`, labels as they are."""
+        if not self._takes_dicts:
+            return keras.ops.convert_to_tensor(side, dtype=self.dtype)
+        self._require_signals(side)
+        return {
+            key: value
+            if key == "labels"
+            else keras.ops.convert_to_tensor(value, dtype=self.dtype)
+            for key, value in side.items()
+        }
+
+    def _comparable(self, y_true, y_pred):
+        """Both sides as `distance` takes them."""
+        if not self._takes_dicts:
+            return comparable(y_true, y_pred, same_shape=self.same_shape)
+        pairs = {}
+        for side in (y_true, y_pred):
+            self._require_signals(side)
+        for key in self.signals:
+            pair = y_true[key], y_pred[key]
+            if key == "labels":
+                pairs[key] = [class_numbers(labels) for labels in pair]
+            else:
+                same_shape = self.same_shape or key == "outputs"
+                pairs[key] = comparable(*pair, same_shape=same_shape)
+        return tuple(
+            {key: pair[side] for key, pair in pairs.items()} for side in (0, 1)
+        )
+
+    def _require_signals(self, side):
+        if not isinstance(side, dict) or not set(self.signals) <= set(side):
+            received = list(side) if isinstance(side, dict) else type(side)
+            raise ValueError(
+                f"Loss '{self.name}' compares dicts with the keys "
+                f"{self.signals}, as tfkd.Match makes them. "
+                f"Received: {received}"
+            )
 
 
 class Reduction(keras.losses.Loss):
@@ -141,6 +260,11 @@ def comparable(y_true, y_pred, *, same_shape=True):
             f"y_pred.shape={y_pred.shape}"
         )
     return y_true, y_pred
+
+
+def same_class(one, other, dtype):
+    """1 where two examples are of one class, else 0, `[n, m]`."""
+    return tf.cast(one[:, None] == other[None, :], dtype)
 
 
 def class_numbers(labels):

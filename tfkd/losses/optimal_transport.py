@@ -1,6 +1,7 @@
 """Optimal transport between a batch of teacher and of student signals."""
 
 import keras
+import tensorflow as tf
 
 from tfkd.losses.distribution import DistributionLoss, flatten
 from tfkd.transport import ipot, pairwise_cost
@@ -23,8 +24,13 @@ class OptimalTransport(DistributionLoss):
 
     Args:
         cost: A metric of `tfkd.transport.pairwise_cost`.
-        beta: None (scale-free) or "paper", see `tfkd.transport.ipot`.
+        beta: None (scale-free), a number or "paper", see
+            `tfkd.transport.ipot`.
         num_iters: Steps of the solver. >= 1.
+        tolerance: Relative gap to go on to, see `tfkd.transport.ipot`, or
+            None.
+        solver: "ipot", or "exact" for an optimal assignment on the CPU,
+            where all weights are one number or zero.
         name: As of `keras.losses.Loss`.
         reduction: As of `keras.losses.Loss`.
         dtype: As of `keras.losses.Loss`. Computations are in float32 at
@@ -48,24 +54,64 @@ class OptimalTransport(DistributionLoss):
         *,
         beta=None,
         num_iters=50,
+        tolerance=None,
+        solver="ipot",
         name=None,
         reduction="sum_over_batch_size",
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         check_metric(cost, "cost")
-        check_settings(beta=beta, num_iters=num_iters)
+        check_settings(
+            beta=beta,
+            num_iters=num_iters,
+            tolerance=tolerance,
+            solver=solver,
+        )
         self.cost = cost
         self.beta = beta
         self.num_iters = int(num_iters)
+        self.tolerance = tolerance
+        self.solver = solver
+
+    @property
+    def supports_jit(self):
+        """Whether the loss compiles under XLA."""
+        return self.solver != "exact"
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in units of the cost."""
-        cost = pairwise_cost(
+        cost = self._costs(y_true, y_pred)
+        return self._solve(cost, masses, masses)
+
+    def total_distance(self, pairs, masses):
+        """As `DistributionLoss.total_distance`: one solve for all places."""
+        costs = tf.stack([self._costs(*pair) for pair in pairs])  # [S, b, b]
+        return tf.reduce_sum(self._solve(costs, masses, masses))
+
+    def conditional_distance(self, y_true, y_pred, masses, labels):
+        """As `DistributionLoss.conditional_distance`, by a mask."""
+        return self._solve(
+            self._costs(y_true, y_pred),
+            *masses,
+            mask=labels[0][:, None] == labels[1][None, :],
+        )
+
+    def _costs(self, y_true, y_pred):
+        return pairwise_cost(
             x=flatten(y_true), y=flatten(y_pred), metric=self.cost
         )
+
+    def _solve(self, cost, a, b, mask=None):
         transport = ipot(
-            cost, a=masses, b=masses, beta=self.beta, num_iters=self.num_iters
+            cost,
+            a=a,
+            b=b,
+            mask=mask,
+            beta=self.beta,
+            num_iters=self.num_iters,
+            tolerance=self.tolerance,
+            solver=self.solver,
         )
         return transport.cost
 
@@ -76,4 +122,6 @@ class OptimalTransport(DistributionLoss):
             "cost": self.cost,
             "beta": self.beta,
             "num_iters": self.num_iters,
+            "tolerance": self.tolerance,
+            "solver": self.solver,
         }

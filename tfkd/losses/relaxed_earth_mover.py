@@ -1,10 +1,12 @@
 """The relaxed earth mover's distance between two batches of signals."""
 
 import keras
+import tensorflow as tf
 
-from tfkd.losses.distribution import DistributionLoss, flatten
+from tfkd.losses.distribution import DistributionLoss, flatten, same_class
 from tfkd.transport import pairwise_cost, relaxed_emd
 from tfkd.transport.costs import check_metric
+from tfkd.transport.plan import min_where
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -50,10 +52,29 @@ class RelaxedEarthMover(DistributionLoss):
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in units of the cost."""
-        cost = pairwise_cost(
+        return relaxed_emd(self._costs(y_true, y_pred), a=masses, b=masses)
+
+    def conditional_distance(self, y_true, y_pred, masses, labels):
+        """As `DistributionLoss.conditional_distance`."""
+        cost, (a, b) = self._costs(y_true, y_pred), masses
+        like = labels[0][:, None] == labels[1][None, :]
+        keep = like & (a[:, None] > 0) & (b[None, :] > 0)
+        rows = a * min_where(cost, keep, axis=1)
+        columns = b * min_where(cost, keep, axis=0)
+        # Sums over an example's class, `[batch]`, the same in all of it, so
+        # that the mean over the class is the class's own.
+        own = same_class(labels[0], labels[0], cost.dtype)
+        dearer = tf.maximum(
+            tf.linalg.matvec(own, rows),
+            tf.linalg.matvec(tf.cast(like, cost.dtype), columns),
+        )
+        share = tf.math.divide_no_nan(a, tf.linalg.matvec(own, a))
+        return tf.reduce_sum(share * dearer)
+
+    def _costs(self, y_true, y_pred):
+        return pairwise_cost(
             x=flatten(y_true), y=flatten(y_pred), metric=self.cost
         )
-        return relaxed_emd(cost, a=masses, b=masses)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

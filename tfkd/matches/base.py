@@ -313,15 +313,54 @@ def compare(loss, y_true, y_pred, *, sample_weight=None, mask=None):
     y_true = hide_padding(at_least_float32(y_true), mask)
     y_pred = hide_padding(at_least_float32(y_pred), mask)
     if isinstance(loss, DistributionLoss):
-        values = loss.call(
-            y_true, y_pred, sample_weight=example_weights(sample_weight)
+        return compare_distributions(
+            loss, [y_true], [y_pred], sample_weight=sample_weight
         )
-        return reduce_values(values, reduction=loss.reduction)
     return reduce_values(
         at_least_float32(loss.call(y_true, y_pred)),
         reduction=loss.reduction,
         sample_weight=sample_weight,
         mask=mask,
+    )
+
+
+def compare_distributions(
+    loss, y_true, y_pred, *, sample_weight=None, across_replicas=True
+):
+    """The reduced value of a `DistributionLoss`, summed over places.
+
+    Args:
+        loss: A `DistributionLoss`.
+        y_true: List of the teacher's signals as the loss takes them.
+        y_pred: List of the student's.
+        sample_weight: As of `reduce_values`: masses of examples.
+        across_replicas: Whether the batches of all replicas are compared as
+            one, so that replicas make no difference; or each its own part.
+
+    Returns:
+        Scalar, at least float32, divided by the number of replicas.
+    """
+    examples = tf.shape(keras.tree.flatten(y_pred)[0])[0]
+    sample_weight = example_weights(sample_weight)
+    if across_replicas:
+        y_true, y_pred, sample_weight = gathered(
+            (y_true, y_pred, sample_weight)
+        )
+    values = loss.call_together(y_true, y_pred, sample_weight=sample_weight)
+    # Every replica has the value of all; its share is that of its examples.
+    return reduce_values(values[:examples], reduction=loss.reduction)
+
+
+def gathered(batch):
+    """Structure of `[batch, ...]` tensors or None, of all replicas in order.
+
+    Differentiable: what replicas do with another's examples reaches it.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return batch
+    return keras.tree.map_structure(
+        lambda t: None if t is None else context.all_gather(t, axis=0), batch
     )
 
 

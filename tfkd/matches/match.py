@@ -5,13 +5,23 @@ import inspect
 import keras
 import tensorflow as tf
 
-from tfkd.matches.base import BaseMatch, compare, snake_case
+from tfkd.losses import DistributionLoss
+from tfkd.matches.base import (
+    BaseMatch,
+    compare,
+    compare_distributions,
+    example_weights,
+    hide_padding,
+    reduce_values,
+    snake_case,
+)
 from tfkd.matches.projectors import make_projector, projected
 from tfkd.precision import at_least_float32
 from tfkd.trace import Signal
 
 _EVERY_LOSS = frozenset({"name", "reduction", "dtype"})
 _SQUASHED = frozenset({"Softmax", "Sigmoid"})
+_SIGNALS = ("features", "outputs", "labels")
 _LINEAR = frozenset({"BiasAdd", "MatMul"})
 
 
@@ -55,8 +65,8 @@ class PairedMatch(BaseMatch):
         return {"signals": tuple(signals)}
 
     def observation(self):
-        """As `BaseMatch.observation`: the layers."""
-        return ["signals", [name for _, name in self.pairs]]
+        """As `BaseMatch.observation`: the layers, without outputs."""
+        return ["signals", [name for _, name in self.pairs], False]
 
     @property
     def where(self):
@@ -81,7 +91,11 @@ class Match(PairedMatch):
     """Compares student and teacher at one or several places.
 
     The value is the sum over the places of `loss(y_true=teacher's signal,
-    y_pred=student's signal)`, each through its projector if it has one.
+    y_pred=student's signal)`, each through its projector if it has one. A
+    loss whose `signals` are several gets a dict on either side, with the
+    signal of the place ("features"), the network's outputs and the labels of
+    the batch, those that it names.
+
     Signals are compared in float32 at least; no gradient reaches the
     teacher, but one reaches a teacher-side projector.
 
@@ -97,6 +111,12 @@ class Match(PairedMatch):
             layer, or a list with one of these or None for each place.
             A string builds a trained layer that fits the teacher's signal.
         teacher_projector: The same for the teacher's signal.
+        joint: Whether the loss gets the lists of all places at once instead,
+            `loss(y_true=[...], y_pred=[...])`.
+        across_replicas: Whether a `DistributionLoss` compares the batches of
+            all replicas as one, so that replicas change nothing; or each
+            replica its own, which is cheaper. None: as one. Other losses
+            look at one example at a time, and take None.
         name: Name of the term and of its metric; by default the loss's.
 
     Raises:
@@ -120,11 +140,17 @@ class Match(PairedMatch):
         weight=1.0,
         projector=None,
         teacher_projector=None,
+        joint=False,
+        across_replicas=None,
         name=None,
     ):
         loss = as_loss(loss)
         super().__init__(at, weight=weight, name=name or loss_name(loss))
+        _check_kind(loss, joint, across_replicas)
         self.loss = loss
+        self.joint = bool(joint)
+        self.across_replicas = across_replicas
+        self.supports_jit = getattr(loss, "supports_jit", True)
         self._projector = projector
         self._teacher_projector = teacher_projector
         self.student_projectors = _per_pair(
@@ -134,13 +160,30 @@ class Match(PairedMatch):
             teacher_projector, len(self.pairs), "teacher_projector"
         )
 
+    @property
+    def needs_labels(self):
+        """Whether the loss asks for them."""
+        return "labels" in _signals(self.loss)
+
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; builds the projectors."""
         places = [
             (single_signal(student, ours), single_signal(teacher, theirs))
             for ours, theirs in self.pairs
         ]
-        for ours, theirs in places:
+        compared = places
+        if "outputs" in _signals(self.loss):
+            compared = [
+                (single_signal(student, None), single_signal(teacher, None))
+            ]
+            widths = [signal.shape[-1] for signal in compared[0]]
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"Loss '{self.loss.name}' compares the outputs too, but "
+                    f"student '{student.name}' has {widths[0]} classes and "
+                    f"teacher '{teacher.name}' {widths[1]}."
+                )
+        for ours, theirs in compared:
             check_scale(self.loss, student, ours)
             if getattr(self.loss, "needs_logits", False):
                 refuse_probabilities(self.loss, teacher, theirs)
@@ -160,12 +203,77 @@ class Match(PairedMatch):
             self._require_same_shapes(student.name, teacher.name, places)
         super().bind(student=student, teacher=teacher)
 
+    def observe(self, teacher, *, training=False):
+        """The teacher's raw signals, with their masks, and its outputs.
+
+        Each only where there is one.
+        """
+        observed = super().observe(teacher, training=training)
+        if "outputs" in _signals(self.loss):
+            observed["outputs"] = teacher.outputs
+        return observed
+
+    def observation(self):
+        """As `BaseMatch.observation`: the layers, and whether outputs too."""
+        names = [name for _, name in self.pairs]
+        return ["signals", names, "outputs" in _signals(self.loss)]
+
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
-        total = 0.0
+        places = self._places(student, observed["signals"], training)
+        if not self._takes_whole_signals:
+            return sum(
+                compare(
+                    self.loss,
+                    y_true,
+                    y_pred,
+                    sample_weight=sample_weight,
+                    mask=mask,
+                )
+                for y_true, y_pred, mask in places
+            )
+        y_true = [hide_padding(y_true, mask) for y_true, _, mask in places]
+        y_pred = [hide_padding(y_pred, mask) for _, y_pred, mask in places]
+        if self.joint:
+            return self._values(y_true, y_pred, sample_weight)
+        y_true = self._with_signals(y_true, student, observed.get("outputs"))
+        y_pred = self._with_signals(y_pred, student, student.outputs)
+        if isinstance(self.loss, DistributionLoss):
+            return compare_distributions(
+                self.loss,
+                y_true,
+                y_pred,
+                sample_weight=sample_weight,
+                across_replicas=self.across_replicas is not False,
+            )
+        return sum(
+            self._values(ours, theirs, sample_weight)
+            for ours, theirs in zip(y_true, y_pred, strict=True)
+        )
+
+    @property
+    def _takes_whole_signals(self):
+        """Whether the loss takes more than one tensor a side, or batches."""
+        return (
+            self.joint
+            or isinstance(self.loss, DistributionLoss)
+            or _signals(self.loss) != ("features",)
+        )
+
+    def _values(self, y_true, y_pred, sample_weight):
+        """The reduced value of structures of signals."""
+        return reduce_values(
+            at_least_float32(self.loss.call(y_true, y_pred)),
+            reduction=self.loss.reduction,
+            sample_weight=example_weights(sample_weight),
+        )
+
+    def _places(self, student, signals, training):
+        """(teacher's signal, student's, mask) of each place, projected."""
+        places = []
         for (name, _), y_true, projector, teacher_projector in zip(
             self.pairs,
-            observed["signals"],
+            signals,
             self.student_projectors,
             self.teacher_projectors,
             strict=True,
@@ -178,14 +286,22 @@ class Match(PairedMatch):
                 y_pred = projector(y_pred, training=training)
             if teacher_projector is not None:
                 y_true = teacher_projector(y_true, training=training)
-            total += compare(
-                self.loss,
-                y_true,
-                y_pred,
-                sample_weight=sample_weight,
-                mask=getattr(y_pred, "_keras_mask", None),
+            places.append(
+                (y_true, y_pred, getattr(y_pred, "_keras_mask", None))
             )
-        return total
+        return places
+
+    def _with_signals(self, features, student, outputs):
+        """What the loss asks for beside features, in a dict for each place."""
+        names = _signals(self.loss)
+        if names == ("features",):
+            return features
+        beside = {}
+        if "outputs" in names:
+            beside["outputs"] = at_least_float32(outputs)
+        if "labels" in names:
+            beside["labels"] = _class_labels(student, self.loss)
+        return [{"features": signal, **beside} for signal in features]
 
     def _require_same_shapes(self, student_name, teacher_name, places):
         for (ours, theirs), (source, target), projector, other in zip(
@@ -218,6 +334,8 @@ class Match(PairedMatch):
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
+            "joint": self.joint,
+            "across_replicas": self.across_replicas,
             "projector": keras.saving.serialize_keras_object(self._projector),
             "teacher_projector": keras.saving.serialize_keras_object(
                 self._teacher_projector
@@ -286,6 +404,53 @@ def as_loss(loss):
     return loss
 
 
+def _signals(loss):
+    """Names of what a side of the loss consists of."""
+    return tuple(getattr(loss, "signals", ("features",)))
+
+
+def _check_kind(loss, joint, across_replicas):
+    """Raises unless a loss can be used so."""
+    of_batches = isinstance(loss, DistributionLoss)
+    if across_replicas not in (None, True, False) or (
+        across_replicas is not None and not of_batches
+    ):
+        raise ValueError(
+            "Invalid value for argument `across_replicas`. Expected None, or "
+            "True or False for a tfkd.losses.DistributionLoss. Received: "
+            f"across_replicas={across_replicas!r} for loss '{loss.name}'"
+        )
+    if joint and of_batches:
+        raise ValueError(
+            "Invalid value for argument `joint`. A DistributionLoss takes "
+            f"each place by itself. Received: joint={joint!r} for loss "
+            f"'{loss.name}'"
+        )
+    names = _signals(loss)
+    if not set(names) <= set(_SIGNALS):
+        raise ValueError(
+            f"Loss '{loss.name}' has signals={names}. Expected some of "
+            f"{_SIGNALS}."
+        )
+
+
+def _class_labels(student, loss):
+    """The labels of the student's batch, checked."""
+    labels = student.labels
+    if not isinstance(labels, tf.Tensor):
+        raise ValueError(
+            f"Loss '{loss.name}' compares class by class and needs one tensor "
+            f"of labels. Received: {labels}. Train with (x, y)."
+        )
+    classes = getattr(student.outputs, "shape", [None])[-1]
+    if labels.shape.rank == 2 and labels.shape[1] not in (1, classes, None):
+        raise ValueError(
+            f"Loss '{loss.name}' needs labels [batch], [batch, 1] or one-hot "
+            f"[batch, {classes}]. Received: labels.shape={labels.shape}"
+        )
+    return labels
+
+
 def _masked(tensor, mask):
     """`tensor`, with a Keras mask if there is one."""
     if mask is not None:
@@ -310,6 +475,9 @@ def describe_loss(loss):
         for key, value in loss.get_config().items()
         if isinstance(value, (int, float, str)) and key not in _EVERY_LOSS
     ]
+    wrapped = getattr(loss, "loss", None)
+    if isinstance(wrapped, keras.losses.Loss):
+        settings.insert(0, describe_loss(wrapped))
     return f"{type(loss).__name__}({', '.join(settings)})"
 
 

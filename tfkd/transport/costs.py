@@ -1,8 +1,12 @@
 """What it costs to carry one point to another."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
+
+# Squares that differ by fewer roundings of their size are taken for equal.
+_ROUNDINGS = 16.0
 
 
 def pairwise_cost(*, x, y, metric="cosine"):
@@ -12,18 +16,22 @@ def pairwise_cost(*, x, y, metric="cosine"):
 
     - "cosine": `1 - n(x_i) . n(y_j)`, see `unit_vectors` for n
     - "squared_euclidean": `|x_i - y_j|^2`
+    - "euclidean": `|x_i - y_j|`, and 0 with zero gradient where the rounding
+      of the squares leaves no distance: below about 0.2 % of the points'
+      distance from their mean in float32
 
-    Both are symmetrical in their points, never negative, and have a finite
+    All are symmetrical in their points, never negative, and have a finite
     gradient everywhere, also where points coincide.
 
     Args:
         x: Points, `[..., n, d]`.
         y: Points, `[..., m, d]`, of the same leading axes as `x`.
-        metric: "cosine" or "squared_euclidean".
+        metric: "cosine", "squared_euclidean" or "euclidean".
 
     Returns:
         Tensor `[..., n, m]`, in float32, or float64 where a point set came
-        so; without unit (in [0, 2]) or in squared units of the points.
+        so; without unit (in [0, 2]), in squared units of the points or in
+        theirs.
 
     Raises:
         ValueError: If the metric is unknown, a set has fewer than two axes,
@@ -96,17 +104,52 @@ def _cosine(x, y):
 
 
 def _squared_euclidean(x, y):
-    # Distances do not depend on the origin, the rounding of the expanded
-    # square does: far from the points it would drown their differences.
+    squares, product = _expanded_square(*_centred(x, y))
+    return tf.nn.relu(squares - 2.0 * product)
+
+
+def _euclidean(x, y):
+    x, y = _centred(x, y)
+    # In units of the largest coordinate no square leaves the range of floats.
+    unit = tf.stop_gradient(tf.maximum(_largest(x), _largest(y)))
+    unit = tf.where(unit == 0, tf.ones_like(unit), unit)  # [..., 1, 1]
+    squares, product = _expanded_square(x / unit, y / unit)
+    squared = squares - 2.0 * product
+    # What is left of a difference below this is rounding, whose root would
+    # have a large gradient in a random direction. "Is near" rather than "is
+    # far": NaN must come out as NaN, not as 0.
+    floor = _ROUNDINGS * np.finfo(x.dtype.as_numpy_dtype).eps * squares
+    near = squared <= tf.stop_gradient(floor)
+    root = tf.sqrt(tf.where(near, tf.ones_like(squared), squared))
+    return unit * tf.where(near, tf.zeros_like(root), root)
+
+
+def _centred(x, y):
+    """Both sets around the mean of the first.
+
+    Distances do not depend on the origin, the rounding of the expanded square
+    does: far from the points it would drown their differences.
+    """
     origin = tf.stop_gradient(tf.reduce_mean(x, axis=-2, keepdims=True))
-    x, y = x - origin, y - origin
+    return x - origin, y - origin
+
+
+def _expanded_square(x, y):
+    """`|x_i|^2 + |y_j|^2` and `x_i . y_j`, `[..., n, m]` each."""
     x_squared = tf.reduce_sum(x * x, axis=-1)[..., :, None]  # [..., n, 1]
     y_squared = tf.reduce_sum(y * y, axis=-1)[..., None, :]  # [..., 1, m]
-    product = tf.matmul(x, y, transpose_b=True)
-    return tf.nn.relu(x_squared + y_squared - 2.0 * product)
+    return x_squared + y_squared, tf.matmul(x, y, transpose_b=True)
 
 
-_METRICS = {"cosine": _cosine, "squared_euclidean": _squared_euclidean}
+def _largest(x):
+    return tf.reduce_max(tf.abs(x), axis=[-2, -1], keepdims=True)
+
+
+_METRICS = {
+    "cosine": _cosine,
+    "squared_euclidean": _squared_euclidean,
+    "euclidean": _euclidean,
+}
 
 
 def _check_points(x, y):

@@ -15,7 +15,8 @@ class Transport(NamedTuple):
         cost: `sum_ij plan_ij C_ij`, `[...]`, in units of the cost matrix C.
             Its gradient is that of the optimal cost where the plan is
             optimal (envelope theorem): d cost / d C = plan.
-        lower_bound: No plan costs less, `[...]`; no gradient.
+        lower_bound: No plan of these masses costs less, `[...]`; no
+            gradient.
         marginal_error: Mass by which the plan's row and column sums miss the
             masses asked for, both sides added, `[...]`; no gradient. It says
             whether the plan is one, not whether it is a good one.
@@ -32,17 +33,19 @@ class Transport(NamedTuple):
         return self.cost - self.lower_bound
 
 
-def check_problem(cost, a, b):
+def check_problem(cost, a, b, mask=None):
     """The parts of a transport problem as tensors that fit together.
 
     Args:
         cost: `[..., n, m]`.
+        mask: `[n, m]` or `[..., n, m]`, or None.
         a: Masses of the rows, `[n]` or `[..., n]`, or None for `1 / n`.
         b: Masses of the columns, `[m]` or `[..., m]`, or None for `1 / m`.
 
     Returns:
         `cost` in float32 at least, `a` as `[..., n]` and `b` as `[..., m]`
-        in its type and without gradient.
+        in its type and without gradient, `mask` as boolean `[..., n, m]` or
+        None.
 
     Raises:
         ValueError: If the shapes cannot fit.
@@ -53,7 +56,8 @@ def check_problem(cost, a, b):
             "Invalid value for argument `cost`. Expected a tensor "
             f"[..., n, m]. Received: cost.shape={cost.shape}"
         )
-    return cost, _masses(a, cost, -2, "a"), _masses(b, cost, -1, "b")
+    a, b = _masses(a, cost, -2, "a"), _masses(b, cost, -1, "b")
+    return cost, a, b, _mask(mask, cost)
 
 
 def min_where(values, keep, axis):
@@ -88,3 +92,18 @@ def _masses(masses, cost, axis, argument):
             f"Received: {argument}.shape={masses.shape}"
         )
     return tf.broadcast_to(tf.stop_gradient(masses), shape)
+
+
+def _mask(mask, cost):
+    """A mask of pairs with all the leading axes of `cost`."""
+    if mask is None:
+        return None
+    mask = tf.cast(mask, tf.bool)
+    shapes = cost.shape[-2:], cost.shape
+    if not any(mask.shape.is_compatible_with(shape) for shape in shapes):
+        raise ValueError(
+            "Invalid value for argument `mask`. Expected whether each pair is "
+            f"allowed, of shape {shapes[1]} or {shapes[0]}. "
+            f"Received: mask.shape={mask.shape}"
+        )
+    return tf.broadcast_to(mask, tf.shape(cost))

@@ -34,7 +34,7 @@ def relaxed_emd(cost, *, a=None, b=None):
 
     Reference: Kusner et al. 2015; Lohit & Jones 2020, equation 8.
     """
-    cost, a, b = check_problem(cost, a, b)
+    cost, a, b, _ = check_problem(cost, a, b)
     to_columns = min_where(cost, b[..., None, :] > 0, axis=-1)  # [..., n]
     to_rows = min_where(cost, a[..., :, None] > 0, axis=-2)  # [..., m]
     return tf.maximum(
