@@ -46,7 +46,7 @@ def test_the_example_of_a_loss_works():
 
 def test_the_table_of_methods_is_complete():
     section = README.split("## Methods")[1].split("\n## ")[0]
-    names = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    names = re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)
     assert tuple(names) == tfkd.methods.NAMES
 
 

@@ -157,6 +157,43 @@ def _remd(student, teacher, *, at=None, cost="cosine", weight=1.0):
     return [_transport(loss, "remd", student, teacher, at, weight)]
 
 
+def _gaussian_w2(
+    student, teacher, *, at="features", covariance="full", weight=1e-4
+):
+    """Wasserstein distance of features as Gaussians. Montesuma 2025.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianWasserstein(covariance)
+    return [_moments(loss, "gaussian_w2", student, teacher, at, weight)]
+
+
+def _gaussian_kl(
+    student,
+    teacher,
+    *,
+    at="features",
+    covariance="full",
+    direction="student||teacher",
+    ridge=0.1,
+    weight=1e-4,
+):
+    """Divergence of features as Gaussians, same paper.
+
+    Summed over dimensions, as printed.
+    """
+    loss = losses.GaussianKL(
+        covariance, direction=direction, ridge=ridge, per_dimension=False
+    )
+    return [_moments(loss, "gaussian_kl", student, teacher, at, weight)]
+
+
+def _mmd(student, teacher, *, at="features", kernel="gaussian", weight=1.0):
+    """Maximum mean discrepancy of features. Gretton et al. 2012."""
+    loss = losses.MaximumMeanDiscrepancy(kernel)
+    return [_moments(loss, "mmd", student, teacher, at, weight)]
+
+
 _METHODS = {
     "ce": _ce,
     "kd": _kd,
@@ -165,6 +202,9 @@ _METHODS = {
     "fitnet": _fitnet,
     "ipot": _ipot,
     "remd": _remd,
+    "gaussian-w2": _gaussian_w2,
+    "gaussian-kl": _gaussian_kl,
+    "mmd": _mmd,
 }
 NAMES = tuple(_METHODS)
 
@@ -173,13 +213,14 @@ def _distribute(parts, overrides):
     """Part -> its own overrides."""
     settings = {part: {} for part in parts}
     for key, value in overrides.items():
-        if key in settings:
+        # A keyword has no hyphen.
+        if key.replace("_", "-") in settings:
             if not isinstance(value, dict):
                 raise ValueError(
                     f"Invalid value for argument `{key}`. Expected a dict of "
                     f"settings of '{key}'. Received: {key}={value!r}"
                 )
-            settings[key].update(value)
+            settings[key.replace("_", "-")].update(value)
             continue
         owners = [part for part in parts if key in _options(part)]
         if len(owners) != 1:
@@ -187,7 +228,11 @@ def _distribute(parts, overrides):
             raise ValueError(
                 f"Setting `{key}` belongs to {owners or 'no part'} of "
                 f"'{'+'.join(parts)}', whose settings are {known}. "
-                + (f"Give it by part: {owners[0]}={{...}}." if owners else "")
+                + (
+                    f"Give it by part: {owners[0].replace('-', '_')}={{...}}."
+                    if owners
+                    else ""
+                )
             )
         settings[owners[0]][key] = value
     for part in parts:
@@ -235,6 +280,20 @@ def _transport(loss, name, student, teacher, at, weight):
         weight=weight,
         name=name,
     )
+
+
+def _moments(loss, name, student, teacher, at, weight):
+    """One match of batches' distributions, in the teacher's units.
+
+    Where widths differ, the student's signal goes through a trained layer.
+    The teacher's does not: both could be made small then.
+    """
+    pairs = as_pairs(at)
+    projectors = []
+    for source, target in _shapes(pairs, student, teacher):
+        kind = "dense" if len(source) == 2 else "conv"
+        projectors.append(None if source == target else kind)
+    return Match(loss, at=pairs, projector=projectors, weight=weight, name=name)
 
 
 def _all_stages(student, teacher):
