@@ -51,6 +51,11 @@ def _summary(method):
         ("neuron-identity", [("neuron-identity", 0.1)], 1.0),
         ("neuron-uniform", [("neuron-uniform", 0.1)], 1.0),
         ("neuron-ot+kd", [("neuron-ot", 0.1), ("kd", 1.0)], 1.0),
+        ("gaussian-w2", [("gaussian-w2", 1e-4)], 1.0),
+        ("gaussian-cw2", [("gaussian-cw2", 1e-4)], 1.0),
+        ("gaussian-kl", [("gaussian-kl", 1e-4)], 1.0),
+        ("mmd", [("mmd", 1.0)], 1.0),
+        ("gaussian-w2+kd", [("gaussian-w2", 1e-4), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
         ("attention", [("attention", 1000.0)], 1.0),
@@ -294,6 +299,46 @@ def test_settings_reach_the_part_that_has_them(vgg):
     assert _summary(method) == [("ipot", 1.0), ("kd", 0.5)]
     (match,) = _build("kd", vgg, weight=0.3).matches
     assert match.weight == 0.3
+
+
+def test_hyphens_are_underscores_in_keywords(vgg):
+    method = _build("gaussian-w2+kd", vgg, gaussian_w2={"weight": 0.5})
+    assert _summary(method) == [("gaussian_w2", 0.5), ("kd", 1.0)]
+    with pytest.raises(ValueError, match="by part: gaussian_w2={...}"):
+        _build("gaussian-w2+kd", vgg, weight=0.5)
+
+
+def test_distributions_of_features_are_compared_in_the_teachers_space(vgg):
+    """64 features of the student are projected to the teacher's 128.
+
+    The teacher's are left alone, or projecting both to 0 would do.
+    """
+    student, teacher = vgg
+    for name in ("gaussian-w2", "gaussian-kl", "mmd"):
+        (match,) = _build(name, vgg).matches
+        assert match.where == "features"
+        tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+        (projector,) = match.student_projectors
+        assert projector.kernel.shape == (64, 128)
+        assert match.teacher_projectors == [None]
+    twin = keras.models.clone_model(student)
+    (match,) = _build("gaussian-w2", (student, twin)).matches
+    assert match.student_projectors == [None]
+    (match,) = _build("gaussian-w2", vgg, at="stage2").matches
+    tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+    (projector,) = match.student_projectors
+    assert projector.kernel.shape == (1, 1, 16, 32)
+
+
+def test_gaussian_methods_are_summed_over_dimensions_as_printed(vgg):
+    (match,) = _build("gaussian-kl", vgg, ridge=0.5).matches
+    assert match.loss.ridge == 0.5
+    assert not match.loss.per_dimension
+    assert match.loss.direction == "student||teacher"
+    (match,) = _build("gaussian-w2", vgg, covariance="diagonal").matches
+    assert match.loss.covariance == "diagonal"
+    (match,) = _build("mmd", vgg, kernel="energy").matches
+    assert match.loss.kernel == "energy"
 
 
 def test_unknown_and_ambiguous_settings_are_refused(vgg):
