@@ -21,8 +21,15 @@ def vgg():
     return student, build("vgg9", width=0.25, **shared)
 
 
+def _twin(student):
+    """A teacher of equal widths, of other weights."""
+    return keras.models.clone_model(student)
+
+
 def _build(name, networks, **overrides):
     student, teacher = networks
+    if name == "fsp" and "at" not in overrides:
+        teacher = _twin(student)
     if "crd" in name.split("+"):
         overrides = {"labels": LABELS, **overrides}
     return tfkd.methods.build(
@@ -52,6 +59,7 @@ def _summary(method):
         ("vid", [("vid", 1.0)], 1.0),
         ("ft", [("ft", 200.0)], 1.0),
         ("ab", [], 1.0),
+        ("fsp", [], 1.0),
         ("crd", [("crd", 0.8)], 1.0),
         ("crd+kd", [("crd", 0.8), ("kd", 1.0)], 1.0),
         ("w2", [("w2", 1e-4)], 1.0),
@@ -61,6 +69,11 @@ def _summary(method):
         ("neuron-identity", [("neuron-identity", 0.1)], 1.0),
         ("neuron-uniform", [("neuron-uniform", 0.1)], 1.0),
         ("neuron-ot+kd", [("neuron-ot", 0.1), ("kd", 1.0)], 1.0),
+        ("gaussian-w2", [("gaussian-w2", 1e-4)], 1.0),
+        ("gaussian-cw2", [("gaussian-cw2", 1e-4)], 1.0),
+        ("gaussian-kl", [("gaussian-kl", 1e-4)], 1.0),
+        ("mmd", [("mmd", 1.0)], 1.0),
+        ("gaussian-w2+kd", [("gaussian-w2", 1e-4), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
         ("attention", [("attention", 1000.0)], 1.0),
@@ -162,20 +175,7 @@ def test_congruence_embeds_both_features_in_128_dimensions(vgg):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xfail(
-                    strict=True, reason="Match hands this loss no labels yet."
-                )
-            ]
-            if name == "dkd"
-            else [],
-        )
-        for name in [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
-    ],
+    "name", [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
 )
 def test_every_method_trains(vgg, name):
     """All its stages, each everything that it has to train."""
@@ -184,6 +184,8 @@ def test_every_method_trains(vgg, name):
         teacher = tfkd.models.build(
             "vgg9", num_classes=10, input_shape=(32, 32, 1), width=0.125
         )
+    if name == "fsp":
+        teacher = _twin(student)
     method = _build(name, (student, teacher))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 32, 32, 1)).astype("float32")
@@ -244,6 +246,19 @@ def test_ab_is_a_stage_before_the_main_one(vgg):
         (connector,) = match.student_projectors
         kinds = [type(layer).__name__ for layer in connector.layers]
         assert kinds == ["Conv2D", "BatchNormalization"]
+
+
+def test_fsp_is_a_stage_from_the_stem_through_the_stages(vgg):
+    method = _build("fsp", vgg)
+    ((_, (match,), label_weight, epochs),) = method.stages
+    assert (match.weight, label_weight, epochs) == (1.0, 0.0, 30)
+    assert match.where == "stem, stage1, stage2, stage3"
+    assert match.joint
+
+
+def test_fsp_refuses_widths_that_differ(vgg):
+    with pytest.raises(ValueError, match="at 'stem' has 8 channels.*has 16"):
+        _build("fsp", vgg, at=["stem", "stage1"])
 
 
 def test_vid_predicts_the_common_stages(vgg):
@@ -365,6 +380,46 @@ def test_settings_reach_the_part_that_has_them(vgg):
     assert _summary(method) == [("ipot", 1.0), ("kd", 0.5)]
     (match,) = _build("kd", vgg, weight=0.3).matches
     assert match.weight == 0.3
+
+
+def test_hyphens_are_underscores_in_keywords(vgg):
+    method = _build("gaussian-w2+kd", vgg, gaussian_w2={"weight": 0.5})
+    assert _summary(method) == [("gaussian-w2", 0.5), ("kd", 1.0)]
+    with pytest.raises(ValueError, match="by part: gaussian_w2={...}"):
+        _build("gaussian-w2+kd", vgg, weight=0.5)
+
+
+def test_distributions_of_features_are_compared_in_the_teachers_space(vgg):
+    """64 features of the student are projected to the teacher's 128.
+
+    The teacher's are left alone, or projecting both to 0 would do.
+    """
+    student, teacher = vgg
+    for name in ("gaussian-w2", "gaussian-kl", "mmd"):
+        (match,) = _build(name, vgg).matches
+        assert match.where == "features"
+        tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+        (projector,) = match.student_projectors
+        assert projector.kernel.shape == (64, 128)
+        assert match.teacher_projectors == [None]
+    twin = keras.models.clone_model(student)
+    (match,) = _build("gaussian-w2", (student, twin)).matches
+    assert match.student_projectors == [None]
+    (match,) = _build("gaussian-w2", vgg, at="stage2").matches
+    tfkd.Distiller(student=student, teacher=teacher, matches=[match])
+    (projector,) = match.student_projectors
+    assert projector.kernel.shape == (1, 1, 16, 32)
+
+
+def test_gaussian_methods_are_summed_over_dimensions_as_printed(vgg):
+    (match,) = _build("gaussian-kl", vgg, ridge=0.5).matches
+    assert match.loss.ridge == 0.5
+    assert not match.loss.per_dimension
+    assert match.loss.direction == "student||teacher"
+    (match,) = _build("gaussian-w2", vgg, covariance="diagonal").matches
+    assert match.loss.covariance == "diagonal"
+    (match,) = _build("mmd", vgg, kernel="energy").matches
+    assert match.loss.kernel == "energy"
 
 
 def test_unknown_and_ambiguous_settings_are_refused(vgg):

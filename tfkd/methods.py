@@ -688,6 +688,34 @@ def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
     return [Stage("ab", matches, 0.0, stage_epochs)]
 
 
+@_method(
+    paper="Yim et al. 2017",
+    matches="products of adjacent maps of equal widths, in the stage before; "
+    "then nothing",
+    needs="a stage before",
+)
+def _fsp(student, teacher, *, at=None, stage_epochs=30, weight=1.0):
+    """Flow of the solution, from the stem through all stages."""
+    if at is None:
+        at = ["stem", *_common_stages(student, teacher)]
+    pairs = as_pairs(at)
+    for pair, shapes in zip(
+        pairs, _shapes(pairs, student, teacher), strict=True
+    ):
+        widths = [shape[-1] for shape in shapes]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                "Method 'fsp' compares maps of equal widths, but student "
+                f"'{student.name}' at '{pair[0]}' has {widths[0]} channels, "
+                f"teacher '{teacher.name}' at '{pair[1]}' has {widths[1]}. "
+                "Choose another student, or layers of equal widths: at=[...]."
+            )
+    match = Match(
+        losses.SolutionFlow(), at=pairs, joint=True, weight=weight, name="fsp"
+    )
+    return [Stage("fsp", [match], 0.0, stage_epochs)]
+
+
 NAMES = tuple(_METHODS)
 
 
