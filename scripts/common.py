@@ -51,6 +51,7 @@ with quiet():
     import tfkd
     from tfkd import data, models
     from tfkd.export import replacing
+    from tfkd.records import unpack
     from tfkd.trace import outline
 
 if not _USER_WANTS_LOGS:
@@ -292,7 +293,8 @@ def evaluate(model, dataset):
 
     Args:
         model: A Keras model.
-        dataset: A `tf.data.Dataset` of pairs `(x, y)` that keeps its order.
+        dataset: A `tf.data.Dataset` of pairs `(x, y)` that keeps its order;
+            y may be a record.
 
     Returns:
         A `Score`.
@@ -306,7 +308,7 @@ def evaluate(model, dataset):
             f"network '{model.name}' returns numbers that are not finite. "
             "Where training made it so, lower --learning-rate."
         )
-    labels = np.concatenate([y for _, y in dataset])
+    labels = np.concatenate([unpack(y).label for _, y in dataset])
     logits -= logits.max(axis=-1, keepdims=True)
     log_probabilities = logits - np.log(
         np.exp(logits).sum(axis=-1, keepdims=True)
@@ -401,6 +403,22 @@ def train(network, dataset, recipe, progress=None):
         learning_rate=recipe.learning_rate,
         progress=progress,
     )
+
+
+def training_labels(dataset):
+    """The class of each training image, in the order of their index.
+
+    Args:
+        dataset: A `tfkd.data.Dataset`, loaded with `index=True`.
+
+    Returns:
+        Integers `[images]`.
+    """
+    labels = np.zeros(dataset.num_train, np.int64)
+    for _, y in dataset.train:
+        record = unpack(y)
+        labels[record.index.numpy()] = record.label
+    return labels
 
 
 def images_per_second(model, dataset):

@@ -23,6 +23,7 @@ from tfkd.export import export_student
 METHODS = ("ce", "activations", "activations+jacobian", "kd", "ipot+kd")
 SMOKE = {
     "epochs": 5,
+    "stage_epochs": 1,
     "seeds": [0],
     "teacher_epochs": 1,
     "teacher_width": 0.0625,
@@ -51,6 +52,7 @@ class Run(NamedTuple):
         seed: Of its weights, its examples and their order.
         network: The network.
         history: List of dicts, one an epoch.
+        stages: The same of the stages before, with the stage's name.
         validation, test: `common.Score`s.
     """
 
@@ -58,6 +60,7 @@ class Run(NamedTuple):
     seed: int
     network: keras.Model
     history: list
+    stages: list
     validation: common.Score
     test: common.Score
 
@@ -117,6 +120,14 @@ def _parser():
         nargs="+",
         default=list(METHODS),
         help=f"any of {', '.join(tfkd.methods.NAMES)}, and sums of them",
+    )
+    add(
+        "--stage-epochs",
+        type=common.integer(1),
+        default=30,
+        metavar="N",
+        help="passes over the training images in each stage before the main "
+        "one, of methods that need some",
     )
     add(
         "--list",
@@ -189,7 +200,7 @@ def _distill(parser, options):
         if recipe and not teacher_file.exists():
             _train_teacher(parser, recipe, dataset, teacher_file)
         network = common.load_teacher(teacher_file)
-        teacher = _measured("teacher", None, network, [], dataset)
+        teacher = _measured("teacher", None, network, [], [], dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
         runs = _train_students(options, network)
         chosen = max(
@@ -229,7 +240,7 @@ def _distill(parser, options):
             [
                 {"method": run.method, "seed": run.seed, **row}
                 for run in runs
-                for row in run.history
+                for row in (*run.stages, *run.history)
             ],
         )
         report = _report(config, table, exports)
@@ -298,7 +309,7 @@ def _prepare(parser, options):
         student = _build_student(options, students_data)
     for method in options.method:
         with parser.checking("--method"):
-            _distiller(method, student, teacher)
+            list(_distillers(method, options, students_data, student, teacher))
     return dataset, recipe, teacher_file
 
 
@@ -334,6 +345,7 @@ def _students_data(options, seed):
         options.dataset,
         batch_size=options.batch_size,
         examples_per_class=options.examples_per_class,
+        index=any(map(_needs_index, options.method)),
         seed=seed,
     )
 
@@ -347,9 +359,29 @@ def _build_student(options, dataset):
     )
 
 
-def _distiller(method, student, teacher):
-    method = tfkd.methods.build(method, student=student, teacher=teacher)
-    return tfkd.Distiller(student=student, teacher=teacher, matches=method)
+def _needs_index(method):
+    """Whether a method has to know its training images one by one."""
+    return "crd" in method.split("+")
+
+
+def _distillers(method, options, dataset, student, teacher):
+    """Makes the Distiller of each stage of a method, when it is due.
+
+    Yields:
+        The stage's name, None for the main stage, which is the last; its
+        epochs; and its Distiller.
+    """
+    known = {}
+    if _needs_index(method):
+        known["crd"] = {"labels": common.training_labels(dataset)}
+    method = tfkd.methods.build(
+        method, student=student, teacher=teacher, **known
+    )
+    networks = {"student": student, "teacher": teacher}
+    for stage in method.stages:
+        distiller = tfkd.Distiller(matches=stage, **networks)
+        yield stage.name, options.stage_epochs, distiller
+    yield None, options.epochs, tfkd.Distiller(matches=method, **networks)
 
 
 def _train_teacher(parser, recipe, dataset, file):
@@ -378,14 +410,20 @@ def _train_students(options, teacher):
         keras.utils.set_random_seed(seed)
         dataset = _students_data(options, seed)
         student = _build_student(options, dataset)
-        history = common.fit(
-            _distiller(method, student, teacher),
-            dataset,
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            progress=_dot,
-        )
-        run = _measured(method, seed, student, history, dataset)
+        stages, history = [], []
+        for stage, epochs, distiller in _distillers(
+            method, options, dataset, student, teacher
+        ):
+            history = common.fit(
+                distiller,
+                dataset,
+                epochs=epochs,
+                learning_rate=options.learning_rate,
+                progress=_dot,
+            )
+            if stage:
+                stages += [{**row, "stage": stage} for row in history]
+        run = _measured(method, seed, student, history, stages, dataset)
         runs.append(run)
         seconds = time.perf_counter() - start
         common.say(f"  {_accuracies(run)}  {seconds:5.1f} s")
@@ -397,13 +435,14 @@ def _dot(_):
     common.say(".", end="")
 
 
-def _measured(method, seed, network, history, dataset):
+def _measured(method, seed, network, history, stages, dataset):
     """The `Run` of a trained network."""
     return Run(
         method=method,
         seed=seed,
         network=network,
         history=history,
+        stages=stages,
         validation=common.evaluate(network, dataset.validation),
         test=common.evaluate(network, dataset.test),
     )

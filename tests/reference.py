@@ -142,3 +142,101 @@ def maximum_mean_discrepancy(x, y, masses, kernel):
         for i in range(len(x))
         for j in range(len(x))
     )
+
+
+def variational(y_true, y_pred, kernels, variances):
+    """<1/2 ((mu(y_pred) - y_true)^2 / s^2 + log s^2)> over all entries.
+
+    Args:
+        y_true: `[batch, ..., channels]`.
+        y_pred: `[batch, ..., channels]`, of the same positions.
+        kernels: Matrices `[channels, channels]`, applied with ReLU between.
+        variances: `[channels]` of y_true.
+    """
+    values = []
+    for position in np.ndindex(*np.shape(y_true)[:-1]):
+        mean = np.float64(y_pred[position])
+        for kernel in kernels[:-1]:
+            mean = np.maximum(mean @ np.float64(kernel), 0.0)
+        mean = mean @ np.float64(kernels[-1])
+        for mu, target, variance in zip(
+            mean, y_true[position], np.float64(variances), strict=True
+        ):
+            values.append(
+                0.5 * ((mu - target) ** 2 / variance + np.log(variance))
+            )
+    return np.mean(values)
+
+
+def contrastive(z, bank, own, others, constant, num_examples, temperature):
+    """Noise-contrastive estimation of one network's embeddings, `[batch]`.
+
+    Args:
+        z: Embeddings, `[batch, dim]`.
+        bank: The other network's embeddings, `[num_examples, dim]`.
+        own: Number of each example.
+        others: Numbers of the others drawn for each example.
+        constant: That scores are divided by.
+        num_examples, temperature: Numbers.
+    """
+    values = []
+    for vector, positive, negatives in zip(z, own, others, strict=True):
+        noise = len(negatives) / num_examples
+        score = np.exp(np.dot(vector, bank[positive]) / temperature) / constant
+        value = np.log(score / (score + noise + 1e-7))
+        for number in negatives:
+            score = np.exp(np.dot(vector, bank[number]) / temperature)
+            value += np.log(noise / (score / constant + noise + 1e-7))
+        values.append(-value)
+    return np.array(values)
+
+
+def mean_score(z, bank, own, others, temperature):
+    """Mean of all scores before their division, over own and others."""
+    return np.mean(
+        [
+            np.exp(np.dot(vector, bank[number]) / temperature)
+            for vector, positive, negatives in zip(z, own, others, strict=True)
+            for number in (positive, *negatives)
+        ]
+    )
+
+
+def convolution(maps, kernel, bias=0.0):
+    """Cross-correlation with zero padding that keeps the size.
+
+    Args:
+        maps: `[batch, height, width, channels]`.
+        kernel: `[3, 3, channels, filters]`.
+        bias: `[filters]`.
+    """
+    _, height, width, _ = np.shape(maps)
+    padded = np.pad(np.float64(maps), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    total = np.zeros((*np.shape(maps)[:-1], kernel.shape[-1]))
+    for i, j in itertools.product(range(3), range(3)):
+        window = padded[:, i : i + height, j : j + width]
+        total += window @ np.float64(kernel[i, j])
+    return total + bias
+
+
+def leaky(maps, slope=0.1):
+    """Rectified with a slope below zero."""
+    return np.where(maps > 0, maps, slope * maps)
+
+
+def batch_normalized(maps, epsilon=1e-5):
+    """Mean 0 and variance 1 over batch and positions."""
+    mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
+    return (maps - mean) / np.sqrt(variance + epsilon)
+
+
+def factor_distance(y_true, y_pred):
+    """<| n(sum_c y_true^2) - n(sum_c y_pred^2) |>, `[batch]`."""
+    values = []
+    for teacher, student in zip(y_true, y_pred, strict=True):
+        one, two = (
+            unit(np.sum(np.float64(side) ** 2, axis=-1))
+            for side in (teacher, student)
+        )
+        values.append(np.mean(np.abs(one - two)))
+    return np.array(values)

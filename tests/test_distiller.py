@@ -543,6 +543,27 @@ def test_unlabelled_distillation(pair, images):
     _distiller(pair, top, loss=None).fit(images[0], verbose=0)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_without_labels_layers_behind_the_last_match_stay(
+    pair, images, optimizer
+):
+    """Keras would warn of a gradient that there cannot be."""
+    student, teacher = pair
+    match = tfkd.Match("mse", at="features", projector="dense")
+    distiller = tfkd.Distiller(
+        student=student, teacher=teacher, matches=[match], label_weight=0.0
+    )
+    distiller.compile(optimizer, _loss())
+    head = [w.numpy() for w in student.get_layer("logits").weights]
+    body = student.get_layer("conv1").kernel.numpy()
+    distiller.fit(*images, batch_size=4, epochs=2, verbose=0)
+    for weight, value in zip(
+        student.get_layer("logits").weights, head, strict=True
+    ):
+        np.testing.assert_array_equal(weight, value)
+    assert np.any(student.get_layer("conv1").kernel.numpy() != body)
+
+
 def test_regularisers_count_once_beside_a_second_pass(make_network, images):
     """Kernel and activity regularisers, with a Jacobian's own pass."""
     inputs = keras.Input((8, 8, 2))

@@ -8,6 +8,9 @@ import pytest
 
 import tfkd
 
+# Of the training examples.
+LABELS = np.arange(10).repeat(3)
+
 
 @pytest.fixture
 def vgg():
@@ -20,6 +23,8 @@ def vgg():
 
 def _build(name, networks, **overrides):
     student, teacher = networks
+    if "crd" in name.split("+"):
+        overrides = {"labels": LABELS, **overrides}
     return tfkd.methods.build(
         name, student=student, teacher=teacher, **overrides
     )
@@ -56,6 +61,11 @@ def _summary(method):
         ("gaussian-kl", [("gaussian-kl", 1e-4)], 1.0),
         ("mmd", [("mmd", 1.0)], 1.0),
         ("gaussian-w2+kd", [("gaussian-w2", 1e-4), ("kd", 1.0)], 1.0),
+        ("vid", [("vid", 1.0)], 1.0),
+        ("ft", [("ft", 200.0)], 1.0),
+        ("ab", [], 1.0),
+        ("crd", [("crd", 0.8)], 1.0),
+        ("crd+kd", [("crd", 0.8), ("kd", 1.0)], 1.0),
         ("ipot+kd", [("ipot", 1.0), ("kd", 1.0)], 1.0),
         ("remd+kd", [("remd", 1.0), ("kd", 1.0)], 1.0),
         ("attention", [("attention", 1000.0)], 1.0),
@@ -95,10 +105,14 @@ def test_description_has_the_weights_of_the_matches(vgg, name):
     numbers = re.findall(r"\d+\.?\d*", description.weight)
     assert [float(number) for number in numbers] == weights
     needs = any(
-        match.needs_labels or "labels" in getattr(match.loss, "signals", ())
+        match.needs_labels
+        or "labels" in getattr(getattr(match, "loss", None), "signals", ())
         for match in method.matches
     )
-    assert needs == (description.needs == "labels")
+    assert needs == (description.needs in ("labels", "indices"))
+    indices = any(match.needs_index for match in method.matches)
+    assert indices == (description.needs == "indices")
+    assert bool(method.stages) == (description.needs == "a stage before")
 
 
 def test_only_methods_by_themselves_are_described():
@@ -156,32 +170,89 @@ def test_congruence_embeds_both_features_in_128_dimensions(vgg):
     "name", [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
 )
 def test_every_method_trains(vgg, name):
+    """All its stages, each everything that it has to train."""
     student, teacher = vgg
     if name == "neuron-identity":  # takes as many neurons in either
         teacher = tfkd.models.build(
             "vgg9", num_classes=10, input_shape=(32, 32, 1), width=0.125
         )
     method = _build(name, (student, teacher))
-    distiller = tfkd.Distiller(student=student, teacher=teacher, matches=method)
-    assert distiller.label_weight == method.label_weight
-    distiller.compile(
-        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 32, 32, 1)).astype("float32")
-    before = [v.numpy() for v in distiller.trainable_variables]
-    logs = distiller.train_on_batch(
-        x, rng.integers(0, 10, size=6), return_dict=True
-    )
-    for match in method.matches:
-        assert logs[match.name] > 0
-    moved = [
-        np.any(variable.numpy() != value)
-        for variable, value in zip(
-            distiller.trainable_variables, before, strict=True
+    index = rng.permutation(30)[:6]
+    y = {"label": LABELS[index], "index": index}
+    for stage in (*method.stages, method):
+        distiller = tfkd.Distiller(
+            student=student, teacher=teacher, matches=stage
         )
+        assert distiller.label_weight == stage.label_weight
+        distiller.compile(
+            "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+        trained = distiller.trainable_variables
+        if stage.label_weight == 0:
+            out_of_reach = student.get_layer("logits")
+            if not any(match.trains_student for match in stage.matches):
+                out_of_reach = student
+            ids = {id(v) for v in out_of_reach.variables}
+            trained = [v for v in trained if id(v) not in ids]
+        before = [v.numpy() for v in trained]
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+        for match in stage.matches:
+            assert logs[match.name] > 0
+        moved = [
+            np.any(variable.numpy() != value)
+            for variable, value in zip(trained, before, strict=True)
+        ]
+        assert all(moved)
+
+
+def test_ft_has_a_stage_for_its_paraphraser(vgg):
+    """At the last maps; the fifth of VGG-9 has one position only."""
+    method = _build("ft+kd", vgg, stage_epochs=7)
+    ((name, (stage,), label_weight, epochs),) = method.stages
+    assert (name, label_weight, epochs) == ("ft", 0.0, 7)
+    factor, _ = method.matches
+    assert stage.paraphraser is factor.paraphraser
+    assert stage.teacher_layers == ["stage4"]
+    assert factor.pairs == [("stage3", "stage4")]
+    assert _build("ft", vgg).stages[0].epochs == 30
+    assert _build("vid", vgg).stages == ()
+
+
+def test_ab_is_a_stage_before_the_main_one(vgg):
+    """3/1000 at the last of three stages, and half at each before."""
+    method = _build("ab", vgg, stage_epochs=5)
+    (stage,) = method.stages
+    assert (stage.label_weight, stage.epochs) == (0.0, 5)
+    assert _summary(stage) == [
+        ("ab1", 0.00075),
+        ("ab2", 0.0015),
+        ("ab3", 0.003),
     ]
-    assert all(moved)
+    places = [match.where for match in stage.matches]
+    assert places == [f"stage{i}_preactivation" for i in (1, 2, 3)]
+    for match in stage.matches:
+        (connector,) = match.student_projectors
+        kinds = [type(layer).__name__ for layer in connector.layers]
+        assert kinds == ["Conv2D", "BatchNormalization"]
+
+
+def test_vid_predicts_the_common_stages(vgg):
+    (match,) = _build("vid", vgg).matches
+    places = ["stage1", "stage2", "stage3"]
+    assert match.pairs == [(place, place) for place in places]
+
+
+def test_crd_asks_for_the_labels_of_the_training_data(vgg):
+    with pytest.raises(ValueError, match=r"'crd' draws.*labels=\[\.\.\.\]"):
+        _build("crd", vgg, labels=None)
+    (match,) = _build("crd", vgg, negatives=8, temperature=0.1).matches
+    assert (match.negatives, match.temperature) == (8, 0.1)
+    assert match.num_examples == 30
+    (match,) = _build("crd", vgg).matches
+    assert (match.negatives, match.dimensions) == (16384, 128)
+    assert (match.temperature, match.momentum) == (0.07, 0.5)
 
 
 def test_transport_compares_the_common_stages_and_the_features(vgg):

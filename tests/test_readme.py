@@ -98,6 +98,30 @@ def test_the_table_of_losses_is_complete():
     assert names == {*tfkd.losses.__all__} - {"DistributionLoss"}
 
 
+def test_the_example_of_stages_trains_the_paraphraser():
+    student, teacher = (
+        tfkd.models.build(
+            name, num_classes=10, input_shape=(32, 32, 1), width=0.0625
+        )
+        for name in ("vgg4", "vgg9")
+    )
+    names = {
+        "tfkd": tfkd,
+        "student": student,
+        "teacher": teacher,
+        "data": tfkd.data.load("digits", batch_size=32, examples_per_class=2),
+        "label_loss": keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True
+        ),
+    }
+    code = _code("method.stages")
+    fast = 'epochs=1, verbose=0 * getattr(stage, "epochs", 100)'
+    code = code.replace('epochs=getattr(stage, "epochs", 100)', fast)
+    exec(compile(code, "README", "exec"), names)
+    (match,) = names["method"].matches
+    assert int(match.paraphraser.steps) == 1
+
+
 def test_the_table_of_networks_is_complete():
     section = README.split("## Networks")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfkd.records import unpack
 
 
-def check_data(x, y, *, outlines, classes):
+def check_data(x, y, *, outlines, classes, examples=None):
     """Refuses data that no step could use.
 
     Args:
@@ -17,21 +17,28 @@ def check_data(x, y, *, outlines, classes):
         outlines: `Outline`s of the networks that will be given x.
         classes: Number of classes that sparse labels are to be below, or
             None.
+        examples: Number that the examples' indices are to be below, or None.
 
     Returns:
-        `x`; of a dataset with sparse labels, one that checks them as they
-        come.
+        `x`; of a dataset with sparse labels or indices, one that checks them
+        as they come.
 
     Raises:
         ValueError: If the data are empty, not batched, of another shape than
-            a network takes, or hold labels out of range.
+            a network takes, or hold labels or indices out of range.
     """
     if isinstance(x, tf.data.Dataset):
         if x.cardinality().numpy() == 0:
             raise ValueError("The dataset is empty.")
         specs = x.element_spec
         _require_shapes(specs[0] if _is_pair(specs) else specs, outlines)
-        label = unpack(specs[1]).label if _is_pair(specs) else None
+        label, index, _ = unpack(specs[1] if _is_pair(specs) else None)
+        if examples is not None and index is not None:
+            x = x.map(
+                lambda *batch: _with_checked_index(batch, examples),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
         labelled = isinstance(label, tf.TensorSpec)
         labelled = labelled and label.shape.rank is not None
         if classes is None or not labelled:
@@ -41,7 +48,7 @@ def check_data(x, y, *, outlines, classes):
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-    y = unpack(y).label
+    y, index, _ = unpack(y)
     arrays = keras.tree.flatten(x)
     if not arrays:
         raise ValueError("The data are empty.")
@@ -51,6 +58,8 @@ def check_data(x, y, *, outlines, classes):
         _require_shapes(x, outlines)
         if classes is not None and hasattr(y, "shape"):
             _require_labels(np.asarray(y), classes)
+        if examples is not None and index is not None:
+            _require_index(np.asarray(index), examples)
     return x
 
 
@@ -73,6 +82,27 @@ def _with_checked_labels(batch, classes):
     check = tf.debugging.Assert(in_range, [message, y])
     with tf.control_dependencies([check]):
         return (x, record._replace(label=tf.identity(y)).pack(), *rest)
+
+
+def _with_checked_index(batch, examples):
+    """The batch, whose indices fail in the pipeline if they are wrong."""
+    x, y, *rest = batch
+    record = unpack(y)
+    index = tf.cast(record.index, tf.int64)
+    check = tf.debugging.Assert(
+        tf.reduce_all((index >= 0) & (index < examples)),
+        [f"Indices out of range: expected 0 to {examples - 1}, got", index],
+    )
+    with tf.control_dependencies([check]):
+        return (x, record._replace(index=tf.identity(index)).pack(), *rest)
+
+
+def _require_index(index, examples):
+    if index.min() < 0 or index.max() >= examples:
+        raise ValueError(
+            f"Indices out of range: expected 0 to {examples - 1}. "
+            f"Received indices from {index.min()} to {index.max()}."
+        )
 
 
 def _require_labels(y, classes):

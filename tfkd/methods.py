@@ -12,13 +12,36 @@ from typing import NamedTuple
 import keras
 
 from tfkd import losses
-from tfkd.matches import JacobianMatch, Match
+from tfkd.matches import (
+    ContrastiveMatch,
+    FactorMatch,
+    JacobianMatch,
+    Match,
+    ParaphraserMatch,
+    VariationalMatch,
+)
 from tfkd.matches.match import as_pairs
 from tfkd.matches.projectors import fitted_convolution
 from tfkd.trace import layer_names, outline
 
 # Width of the space that penultimate features of different width share.
 _COMMON_WIDTH = 128
+
+
+class Stage(NamedTuple):
+    """What is trained before the main stage, accepted wherever `matches` is.
+
+    Attributes:
+        name: Of the method's part that it belongs to.
+        matches: List of its matches, with their weights.
+        label_weight: Weight of the label loss.
+        epochs: Published number of passes over the training data.
+    """
+
+    name: str
+    matches: list
+    label_weight: float
+    epochs: int
 
 
 class Method(NamedTuple):
@@ -28,11 +51,14 @@ class Method(NamedTuple):
         name: Its name, "ipot+kd" say.
         matches: List of its matches, with their weights.
         label_weight: Weight of the label loss.
+        stages: Tuple of the `Stage`s before it, each to be fitted by a
+            Distiller of its own, of the same student.
     """
 
     name: str
     matches: list
     label_weight: float
+    stages: tuple = ()
 
 
 class Description(NamedTuple):
@@ -85,8 +111,7 @@ def build(name, *, student, teacher, **overrides):
             instead of its own 0.9 beside labels at 0.1.
         student, teacher: Built Keras models. Methods that compare features
             look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features), at any depth; for others pass
-            `at`.
+            (stage1, stage2, ..., features); for others pass `at`.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -103,6 +128,18 @@ def build(name, *, student, teacher, **overrides):
     >>> method = tfkd.methods.build("kd", student=student, teacher=teacher)
     >>> [match.weight for match in method.matches], method.label_weight
     ([0.9], 0.1)
+
+    With stages before the main one:
+
+    ```python
+    method = tfkd.methods.build("ft", student=student, teacher=teacher)
+    for stage in (*method.stages, method):
+        distiller = tfkd.Distiller(
+            student=student, teacher=teacher, matches=stage
+        )
+        distiller.compile("sgd", loss)
+        distiller.fit(train, epochs=getattr(stage, "epochs", 240))
+    ```
     """
     if not isinstance(name, str):
         raise ValueError(
@@ -121,13 +158,18 @@ def build(name, *, student, teacher, **overrides):
     if len(set(parts)) != len(parts):
         raise ValueError(f"Method '{name}' names a part twice.")
     settings = _distribute(parts, overrides)
-    matches = []
+    terms = []
     for part in parts:
         options = settings[part]
         if part == "kd" and len(parts) > 1:
             options = {"weight": 1.0, **options}
-        matches += _METHODS[part](student, teacher, **options)
-    return Method(name, matches, _LABEL_WEIGHTS.get(name, 1.0))
+        terms += _METHODS[part](student, teacher, **options)
+    return Method(
+        name,
+        [term for term in terms if not isinstance(term, Stage)],
+        _LABEL_WEIGHTS.get(name, 1.0),
+        tuple(term for term in terms if isinstance(term, Stage)),
+    )
 
 
 _METHODS = {}
@@ -541,6 +583,111 @@ def _dist(student, teacher, *, temperature=4.0, weight=1.0):
     return [Match(loss, weight=weight, name="dist")]
 
 
+@_method(
+    paper="Ahn et al. 2019",
+    matches="all stages, predicted as Gaussians of trained variances",
+    weight="1",
+)
+def _vid(student, teacher, *, at=None, weight=1.0):
+    """The teacher's maps, predicted from the student's."""
+    at = _common_stages(student, teacher) if at is None else at
+    return [VariationalMatch(at, weight=weight, name="vid")]
+
+
+@_method(
+    paper="Kim et al. 2018",
+    matches="factors of the last map, of the teacher's paraphraser",
+    weight="200",
+    needs="a stage before",
+)
+def _ft(student, teacher, *, at=None, stage_epochs=30, weight=200.0):
+    """Factors of the last map, after a stage for the paraphraser.
+
+    The last map of more than one position: with one, all factors are equal.
+    """
+    if at is None:
+        at = (_last_map(student), _last_map(teacher))
+    factor = FactorMatch(at, weight=weight, name="ft")
+    paraphraser = ParaphraserMatch(at, paraphraser=factor.paraphraser)
+    return [Stage("ft", [paraphraser], 0.0, stage_epochs), factor]
+
+
+@_method(
+    paper="Tian et al. 2020",
+    matches="embeddings of the features against those of other classes",
+    weight="0.8",
+    needs="indices",
+)
+def _crd(
+    student,
+    teacher,
+    *,
+    labels=None,
+    at="features",
+    negatives=16384,
+    temperature=0.07,
+    weight=0.8,
+):
+    """Embeddings and memory banks of the features.
+
+    `labels` are the classes of all training examples.
+    """
+    if labels is None:
+        raise ValueError(
+            "Method 'crd' draws examples of other classes, so it needs the "
+            "class of each training example, in the order of the data's "
+            "index: labels=[...], integers [examples]."
+        )
+    match = ContrastiveMatch(
+        labels,
+        at=at,
+        negatives=negatives,
+        temperature=temperature,
+        weight=weight,
+        name="crd",
+    )
+    return [match]
+
+
+@_method(
+    paper="Heo et al. 2019",
+    matches="signs of the stages' pre-activations, in the stage before; then "
+    "nothing",
+    needs="a stage before",
+)
+def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
+    """Activation boundaries, through a connector on the student.
+
+    `weight` is that of the last stage; each stage before has half of the
+    next one's.
+    """
+    if at is None:
+        stages = _common_stages(student, teacher)
+        at = [f"{stage}_preactivation" for stage in stages]
+    pairs = as_pairs(at)
+    shapes = _shapes(pairs, student, teacher)
+    matches = [
+        Match(
+            losses.ActivationBoundary(),
+            at=pair,
+            projector=keras.Sequential(
+                [
+                    fitted_convolution(ours, theirs),
+                    keras.layers.BatchNormalization(
+                        momentum=0.9, epsilon=1e-5, dtype="float32"
+                    ),
+                ]
+            ),
+            weight=weight * 0.5 ** (len(pairs) - number),
+            name=f"ab{number}",
+        )
+        for number, (pair, (ours, theirs)) in enumerate(
+            zip(pairs, shapes, strict=True), start=1
+        )
+    ]
+    return [Stage("ab", matches, 0.0, stage_epochs)]
+
+
 NAMES = tuple(_METHODS)
 
 
@@ -656,15 +803,14 @@ def _embeddings(count, width):
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
     stages = _common_stages(student, teacher)
-    if not {"features"} <= _names(student) & _names(teacher):
+    if "features" not in _common_names(student, teacher):
         raise _nowhere(student, teacher)
     return [*stages, "features"]
 
 
 def _common_stages(student, teacher):
     """Names of the stages that both networks have."""
-    common = _names(student) & _names(teacher)
-    stages = _stages(common)
+    stages = _stages(_common_names(student, teacher))
     if not stages:
         raise _nowhere(student, teacher)
     return stages
@@ -672,14 +818,28 @@ def _common_stages(student, teacher):
 
 def _last_stages(student, teacher):
     """The last stage of either network, as a pair."""
-    ours, theirs = (_stages(_names(m)) for m in (student, teacher))
+    ours, theirs = (_stages(layer_names(m)) for m in (student, teacher))
     if not ours or not theirs:
         raise _nowhere(student, teacher)
     return (ours[-1], theirs[-1])
 
 
-def _names(model):
-    return {*layer_names(model)}
+def _common_names(student, teacher):
+    return {*layer_names(student)} & {*layer_names(teacher)}
+
+
+def _last_map(model):
+    """The last stage of more than one position."""
+    stages = _stages(layer_names(model))
+    signals = outline(model, stages).signals
+    maps = [name for name in stages if set(signals[name].shape[1:-1]) != {1}]
+    if not maps:
+        raise ValueError(
+            f"'{model.name}' has no layer named stage1, stage2, ... with more "
+            "than one position. Say where to compare: "
+            'at=("student layer", "teacher layer").'
+        )
+    return maps[-1]
 
 
 def _stages(names):

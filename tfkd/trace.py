@@ -39,6 +39,7 @@ class Trace:
             whose outputs are kept.
         training: Whether the pass is in training mode.
         labels: The labels of the batch, for those who ask for them.
+        index: The examples' numbers in the dataset, `[batch]`, likewise.
         differentiable: Whether `input_gradient` will be called. The inputs
             must be floating then.
         freeze_statistics: Whether `input_gradient` takes the means and
@@ -49,6 +50,7 @@ class Trace:
         inputs: The batch, as tensors.
         outputs: What `model` returned, in its own dtype.
         labels: As given.
+        index: As given.
 
     Raises:
         ValueError: If a layer does not exist or is ambiguous, is not called
@@ -71,10 +73,12 @@ class Trace:
         layers=(),
         training=False,
         labels=None,
+        index=None,
         differentiable=False,
         freeze_statistics=False,
     ):
         self.labels = labels
+        self.index = index
         self.inputs = keras.tree.map_structure(tf.convert_to_tensor, inputs)
         self._model = model
         self._features = {}

@@ -27,6 +27,9 @@ class StudentTrainer(keras.Model):
     the student's own Jacobian adds one inference-mode pass of the student,
     shared by all that want it.
 
+    A student that neither labels nor a match train is left as it is: it runs
+    in inference mode, and only what the matches have to train is trained.
+
     The loss is `label_weight * label loss + sum of weight * match`, plus the
     student's and the projectors' own regularisers, once. Metrics: `loss`,
     `label_loss`, each match's unweighted value under its name, and those
@@ -211,7 +214,7 @@ class StudentTrainer(keras.Model):
             ValueError: If the data are empty, not batched, of another shape
                 than a network takes, or hold labels out of range.
         """
-        x = self._checked(x, y)
+        x = self._checked(x, y, examples=self._num_examples())
         if class_weight is not None:
             x, sample_weight, class_weight = with_class_weight(
                 x, y, sample_weight, class_weight
@@ -263,26 +266,29 @@ class StudentTrainer(keras.Model):
 
     def train_step(self, data):
         """One step of training on one batch."""
-        x, y, sample_weight, given = _unpack(data)
-        observed = self._observe_teacher(x, y, training=True, given=given)
+        x, y, sample_weight, given, index = _unpack(data)
+        self._require_index(index)
+        observed = self._observe_teacher(
+            x, y, training=True, given=given, index=index
+        )
         with tf.GradientTape() as tape:
             loss, outputs = self._step_loss(
-                x, y, sample_weight, observed, training=True
+                x, y, sample_weight, observed, training=True, index=index
             )
             scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
+        variables = self._trained_variables()
         if not variables:
             raise ValueError(
                 f"Student '{self.student.name}' has no trainable variables, "
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.optimizer.apply_gradients(self._reached(gradients, variables))
         return self.compute_metrics(x, y, outputs, sample_weight)
 
     def test_step(self, data):
         """One step of evaluation on one batch."""
-        x, y, sample_weight, given = _unpack(data)
+        x, y, sample_weight, given, _ = _unpack(data)
         observed = self._observe_teacher(x, y, training=False, given=given)
         _, outputs = self._step_loss(
             x, y, sample_weight, observed, training=False
@@ -291,7 +297,44 @@ class StudentTrainer(keras.Model):
 
     # === One step ===
 
-    def _observe_teacher(self, x, y, training, given=None):
+    def _learns_labels(self):
+        """Whether labels train the student."""
+        return self._has_label_loss and (
+            callable(self.label_weight) or self.label_weight > 0
+        )
+
+    def _trains_student(self):
+        """Whether labels or a match train the student."""
+        return (
+            self._learns_labels()
+            or not self.matches
+            or any(match.trains_student for match in self.matches)
+        )
+
+    def _trained_variables(self):
+        """The variables that a step changes by their gradients."""
+        kept = set()
+        if not self._trains_student():
+            kept = {id(variable) for variable in self.student.variables}
+        return [v for v in self.trainable_variables if id(v) not in kept]
+
+    def _reached(self, gradients, variables):
+        """Pairs of gradients and variables for the optimizer.
+
+        Without labels nothing reaches the student's layers behind the last
+        match. Keras would warn of each, and do nothing else.
+        """
+        pairs = list(zip(gradients, variables, strict=True))
+        if self._learns_labels():
+            return pairs
+        student = {id(variable) for variable in self.student.variables}
+        return [
+            (gradient, variable)
+            for gradient, variable in pairs
+            if gradient is not None or id(variable) not in student
+        ] or pairs
+
+    def _observe_teacher(self, x, y, training, given=None, index=None):
         """What the matches keep of the teacher, as constants.
 
         Args:
@@ -300,6 +343,7 @@ class StudentTrainer(keras.Model):
             training: Whether this is a step of training.
             given: What `tfkd.caching` kept, key -> structure; the teacher
                 runs for the rest.
+            index: The examples' numbers in the dataset, or None.
         """
         given = given or {}
         observed = [
@@ -320,6 +364,7 @@ class StudentTrainer(keras.Model):
             x,
             layers=self._teacher_layers,
             labels=y,
+            index=index,
             differentiable=self._teacher_differentiable,
         )
         self._networks.teacher._clear_losses()
@@ -356,7 +401,7 @@ class StudentTrainer(keras.Model):
             for match in self.matches
         ]
 
-    def _trace_student(self, x, y, training):
+    def _trace_student(self, x, y, training, index):
         """Pass name -> the student's trace."""
         if not training:
             trace = Trace(
@@ -374,15 +419,16 @@ class StudentTrainer(keras.Model):
                 self.student,
                 x,
                 layers=self._student_layers,
-                training=name == "training",
+                training=name == "training" and self._trains_student(),
                 labels=y,
+                index=index,
                 differentiable=name in self._differentiable,
                 freeze_statistics=name == "training" and self._freezes,
             )
             for name in sorted(self._student_passes)
         }
 
-    def _step_loss(self, x, y, sample_weight, observed, training):
+    def _step_loss(self, x, y, sample_weight, observed, training, index=None):
         """The total loss and the student's outputs; updates the metrics."""
         own = [
             match.trace_student(self.student, x, y, seen)
@@ -390,7 +436,7 @@ class StudentTrainer(keras.Model):
             else None
             for match, seen in zip(self.matches, observed, strict=True)
         ]
-        traces = self._trace_student(x, y, training)
+        traces = self._trace_student(x, y, training, index)
         outputs = traces["training"].outputs
         values = [
             match.value(
@@ -485,6 +531,17 @@ class StudentTrainer(keras.Model):
 
     # === Checks of what users bring ===
 
+    def _require_index(self, index):
+        """Raises if a match needs the examples' numbers and has none."""
+        for match in self.matches:
+            if match.needs_index and index is None:
+                raise ValueError(
+                    f"Match '{match.name}' needs each example's number in "
+                    'the training data. Pass labels {"label": y, '
+                    '"index": i}, as tfkd.data.load(..., index=True) gives '
+                    "them."
+                )
+
     def _check_label_loss(self, loss):
         """Raises if the loss mistakes logits for probabilities or so."""
         signal = self._networks.student_outline.signals[None]
@@ -506,7 +563,12 @@ class StudentTrainer(keras.Model):
                     "match another: name=..."
                 )
 
-    def _checked(self, x, y):
+    def _num_examples(self):
+        """Number of training examples that all matches know, or None."""
+        counts = {match.num_examples for match in self.matches} - {None}
+        return min(counts, default=None)
+
+    def _checked(self, x, y, examples=None):
         """The data, checked; see `check_data`."""
         known = (
             self._networks.student_outline,
@@ -517,6 +579,7 @@ class StudentTrainer(keras.Model):
             y,
             outlines=[outline for outline in known if outline is not None],
             classes=self._sparse_classes(),
+            examples=examples,
         )
 
     def _sparse_classes(self):
@@ -655,9 +718,10 @@ class _Networks:
 
 
 def _unpack(data):
-    """The batch as (x, y, sample_weight, given): tensors or None.
+    """The batch as (x, y, sample_weight, given, index): tensors or None.
 
-    `given` is what a record holds of a teacher, key -> structure, or None.
+    `given` is what a record holds of a teacher, key -> structure, or None;
+    `index` the examples' numbers in the dataset.
     """
     x, y, sample_weight = keras.tree.map_structure(
         lambda v: None if v is None else tf.convert_to_tensor(v),
@@ -667,7 +731,7 @@ def _unpack(data):
     if record.label is not y and isinstance(sample_weight, dict):
         # Keras gives each entry of y the weights of arrays.
         sample_weight = sample_weight["label"]
-    return x, record.label, sample_weight, record.teacher
+    return x, record.label, sample_weight, record.teacher, record.index
 
 
 def _constant(tensor):

@@ -126,6 +126,7 @@ def test_config_holds_every_option(run):
     assert read_config(run)["options"] == {
         "dataset": "digits",
         "epochs": 3,
+        "stage_epochs": 1,
         "batch_size": 25,
         "learning_rate": 5e-3,
         "examples_per_class": 2,
@@ -254,6 +255,42 @@ def test_report_has_a_row_for_the_teacher_and_every_method(run):
         assert cells[method][2].strip() == f"{parameters:,}"
     accuracy = 100 * config["teacher"]["test_accuracy"]
     assert cells["teacher"][0].strip() == f"{accuracy:.1f}"
+
+
+def test_stages_before_the_main_one_and_indices(tmp_path, monkeypatch):
+    """The student of ft stays as it is while its paraphraser is trained."""
+    before, matches = [], []
+    fit = common.fit
+
+    def spy(distiller, dataset, **options):
+        student = distiller.student
+        weights = [v.numpy() for v in student.variables]
+        rows = fit(distiller, dataset, **options)
+        before.append(
+            all(
+                np.array_equal(one, two)
+                for one, two in zip(weights, student.variables, strict=True)
+            )
+        )
+        matches.append([match.name for match in distiller.matches])
+        return rows
+
+    monkeypatch.setattr(common, "fit", spy)
+    folder = tmp_path / "run"
+    argv = ["--method", "ft", "crd+kd", "--output", str(folder)]
+    assert distill.main([*TINY, *argv, "--stage-epochs", "3"]) == 0
+    expected = [["paraphraser_match"], ["ft"], ["crd", "kd"]]
+    assert matches[-3:] == expected
+    assert before[-3:] == [True, False, False]
+    rows = [
+        (row["method"], row["stage"], row["epoch"])
+        for row in read_history(folder)
+    ]
+    assert rows == [
+        *(("ft", "ft", str(epoch)) for epoch in (1, 2, 3)),
+        *(("ft", "", str(epoch)) for epoch in (1, 2)),
+        *(("crd+kd", "", str(epoch)) for epoch in (1, 2)),
+    ]
 
 
 def test_curves_are_a_picture(run):
@@ -401,6 +438,7 @@ def test_overwrite_replaces_a_run(run, tmp_path, untrained):
         (["--dataset", "digit"], r"--dataset.*'digits'"),
         (["--dataset", "idx:/no/such/folder"], "/no/such/folder"),
         (["--epochs", "0"], r"--epochs: expected an integer >= 1, not '0'"),
+        (["--stage-epochs", "0"], r"--stage-epochs: expected an integer >= 1"),
         (["--epochs", "1.5"], r"--epochs: expected an integer >= 1"),
         (["--teacher-epochs", "-1"], r"--teacher-epochs: expected"),
         (["--seeds", "0", "-1"], r"--seeds: expected an integer from 0 to"),

@@ -115,14 +115,14 @@ def same_size(x, y):
     """Two maps brought to the smaller height and width of both.
 
     Args:
-        x: `[batch, height, width]` or `[batch, height, width, channels]`, of
-            static size.
+        x: `[batch, height, width, ...]`; sizes that differ must be static.
         y: Likewise.
 
     Returns:
         The two maps, of one size.
     """
-    size = [min(pair) for pair in zip(x.shape[1:3], y.shape[1:3], strict=True)]
+    sizes = zip(x.shape[1:3], y.shape[1:3], strict=True)
+    size = [a if a == b else min(a, b) for a, b in sizes]
     return _shrink(x, size), _shrink(y, size)
 
 
@@ -132,15 +132,14 @@ def _shrink(x, size):
     Bilinear interpolation as two products: TensorFlow's own operation loses
     its second derivative.
     """
+    last = x.shape.rank - 1
     for axis, (old, new) in enumerate(
         zip(x.shape[1:3], size, strict=True), start=1
     ):
         if old != new:
             weights = tf.constant(_averaging(old, new), x.dtype)
             x = tf.tensordot(x, weights, [[axis], [0]])  # the axis goes last
-            axes = list(range(x.shape.rank - 1))
-            axes.insert(axis, x.shape.rank - 1)
-            x = tf.transpose(x, axes)
+            x = tf.transpose(x, [*range(axis), last, *range(axis, last)])
     return x
 
 

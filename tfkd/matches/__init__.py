@@ -2,18 +2,26 @@
 
 from tfkd.matches.attention import AttentionJacobianMatch
 from tfkd.matches.base import BaseMatch
+from tfkd.matches.contrastive import ContrastiveMatch
+from tfkd.matches.factor import FactorMatch, Paraphraser, ParaphraserMatch
 from tfkd.matches.jacobian import (
     InputNoiseMatch,
     JacobianMatch,
     JacobianPenalty,
 )
 from tfkd.matches.match import Match
+from tfkd.matches.variational import VariationalMatch
 
 __all__ = [
     "AttentionJacobianMatch",
     "BaseMatch",
+    "ContrastiveMatch",
+    "FactorMatch",
     "InputNoiseMatch",
     "JacobianMatch",
     "JacobianPenalty",
     "Match",
+    "Paraphraser",
+    "ParaphraserMatch",
+    "VariationalMatch",
 ]

@@ -33,7 +33,11 @@ class BaseMatch(keras.layers.Layer):
 
     Attributes:
         needs_teacher: Whether a teacher must be there.
+        trains_student: Whether the student learns by it, or only what the
+            match itself has to train.
         needs_labels: Whether labels must be there.
+        needs_index: Whether training data must number their examples.
+        num_examples: Number of examples that it knows, or None for any.
         needs_input_gradient: Whether traces are to be differentiable.
         differentiates_teacher_twice: Whether what it keeps of the teacher
             takes second-order gradients.
@@ -48,7 +52,10 @@ class BaseMatch(keras.layers.Layer):
     """
 
     needs_teacher = True
+    trains_student = True
     needs_labels = False
+    needs_index = False
+    num_examples = None
     needs_input_gradient = False
     differentiates_teacher_twice = False
     student_pass = "training"

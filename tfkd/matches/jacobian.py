@@ -249,7 +249,7 @@ class OutputGradientMatch(InputGradientMatch):
     def _signs(self, shape, dtype, seed):
         """Random signs `[batch, projections, ...]` over root projections."""
         shape = tf.concat([shape[:1], [self.num_projections], shape[1:]], 0)
-        signs = tf.where(_bits(shape, seed) < 2**31, -1, 1)
+        signs = tf.where(draw_bits(shape, seed) < 2**31, -1, 1)
         return tf.cast(signs, dtype) / math.sqrt(self.num_projections)
 
     def _jacobian(self, trace, drawn, scalars):
@@ -751,11 +751,18 @@ def draw_seed(generator, seed, training):
     return tf.cast(drawn, tf.int32)
 
 
-def _bits(shape, seed):
-    """Random integers, uint32.
+def draw_bits(shape, seed):
+    """Random integers of 32 bits, uniformly.
 
     From these on, XLA draws what TensorFlow draws. Its own floating numbers
     are others, whatever algorithm is named.
+
+    Args:
+        shape: Of the result.
+        seed: As `draw_seed` returns.
+
+    Returns:
+        Tensor of this shape, uint32.
     """
     return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
@@ -765,7 +772,7 @@ def _bits(shape, seed):
 def _normal(shape, dtype, seed):
     """Standard normal numbers, by the method of Box and Muller."""
     wide = tf.float64 if dtype == tf.float64 else tf.float32
-    bits = _bits(tf.concat([[2], shape], axis=0), seed)
+    bits = draw_bits(tf.concat([[2], shape], axis=0), seed)
     radius, angle = tf.unstack((tf.cast(bits, wide) + 0.5) * 2.0**-32)
     normal = tf.sqrt(-2.0 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle)
     return tf.cast(normal, dtype)

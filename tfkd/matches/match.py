@@ -25,8 +25,69 @@ _SIGNALS = ("features", "outputs", "labels")
 _LINEAR = frozenset({"BiasAdd", "MatMul"})
 
 
+class PairedMatch(BaseMatch):
+    """What all matches of pairs of signals share: which they are.
+
+    Args:
+        at: As of `Match`.
+        weight: As of `BaseMatch`.
+        name: As of `BaseMatch`.
+
+    Attributes:
+        pairs: List of (student layer, teacher layer), None for the outputs.
+
+    Raises:
+        ValueError: If an argument is invalid.
+    """
+
+    def __init__(self, at=None, *, weight=1.0, name=None):
+        super().__init__(weight=weight, name=name)
+        self.pairs = as_pairs(at)
+
+    @property
+    def student_layers(self):
+        """Names of the student's layers that are read."""
+        return [name for name, _ in self.pairs if name is not None]
+
+    @property
+    def teacher_layers(self):
+        """Names of the teacher's layers that are read."""
+        return [name for _, name in self.pairs if name is not None]
+
+    def observe(self, teacher, *, training=False):
+        """The raw signals of the teacher, with their masks if they have."""
+        signals = []
+        for _, name in self.pairs:
+            signal = teacher[name]
+            mask = getattr(signal, "_keras_mask", None)
+            masked = {} if mask is None else {"mask": mask}
+            signals.append({"signal": signal, **masked})
+        return {"signals": tuple(signals)}
+
+    def observation(self):
+        """As `BaseMatch.observation`: the layers."""
+        return ["signals", [name for _, name in self.pairs]]
+
+    @property
+    def where(self):
+        """The places, "student layer ~ teacher layer" where they differ."""
+        return ", ".join(
+            (student or "outputs")
+            if student == teacher
+            else f"{student or 'outputs'} ~ {teacher or 'outputs'}"
+            for student, teacher in self.pairs
+        )
+
+    def get_config(self):
+        """As `BaseMatch.get_config`."""
+        return {
+            **super().get_config(),
+            "at": [list(pair) for pair in self.pairs],
+        }
+
+
 @keras.saving.register_keras_serializable("tfkd")
-class Match(BaseMatch):
+class Match(PairedMatch):
     """Compares student and teacher at one or several places.
 
     The value is the sum over the places of `loss(y_true=teacher's signal,
@@ -84,13 +145,12 @@ class Match(BaseMatch):
         name=None,
     ):
         loss = as_loss(loss)
-        super().__init__(weight=weight, name=name or loss_name(loss))
+        super().__init__(at, weight=weight, name=name or loss_name(loss))
         _check_kind(loss, joint, across_replicas)
         self.loss = loss
         self.joint = bool(joint)
         self.across_replicas = across_replicas
         self.supports_jit = getattr(loss, "supports_jit", True)
-        self.pairs = as_pairs(at)
         self._projector = projector
         self._teacher_projector = teacher_projector
         self.student_projectors = _per_pair(
@@ -105,26 +165,16 @@ class Match(BaseMatch):
         """Whether the loss asks for them."""
         return "labels" in _signals(self.loss)
 
-    @property
-    def student_layers(self):
-        """Names of the student's layers that are read."""
-        return [name for name, _ in self.pairs if name is not None]
-
-    @property
-    def teacher_layers(self):
-        """Names of the teacher's layers that are read."""
-        return [name for _, name in self.pairs if name is not None]
-
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; builds the projectors."""
         places = [
-            (_single_signal(student, ours), _single_signal(teacher, theirs))
+            (single_signal(student, ours), single_signal(teacher, theirs))
             for ours, theirs in self.pairs
         ]
         compared = places
         if "outputs" in _signals(self.loss):
             compared = [
-                (_single_signal(student, None), _single_signal(teacher, None))
+                (single_signal(student, None), single_signal(teacher, None))
             ]
             widths = [signal.shape[-1] for signal in compared[0]]
             if widths[0] != widths[1]:
@@ -154,25 +204,15 @@ class Match(BaseMatch):
         super().bind(student=student, teacher=teacher)
 
     def observe(self, teacher, *, training=False):
-        """The teacher's raw signals, with their masks, and its outputs.
-
-        Each only where there is one.
-        """
-        signals = []
-        for _, name in self.pairs:
-            signal = teacher[name]
-            mask = getattr(signal, "_keras_mask", None)
-            masked = {} if mask is None else {"mask": mask}
-            signals.append({"signal": signal, **masked})
-        observed = {"signals": tuple(signals)}
+        """As `PairedMatch.observe`; the outputs too, if the loss asks."""
+        observed = super().observe(teacher, training=training)
         if "outputs" in _signals(self.loss):
             observed["outputs"] = teacher.outputs
         return observed
 
     def observation(self):
         """As `BaseMatch.observation`: the layers, and whether outputs too."""
-        names = [name for _, name in self.pairs]
-        return ["signals", names, "outputs" in _signals(self.loss)]
+        return [*super().observation(), "outputs" in _signals(self.loss)]
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
@@ -270,19 +310,9 @@ class Match(BaseMatch):
             _require_same_shape(
                 projected(projector, source),
                 projected(other, target),
-                f"'{student_name}' at {_place(ours)}",
-                f"'{teacher_name}' at {_place(theirs)}",
+                f"'{student_name}' at {place_name(ours)}",
+                f"'{teacher_name}' at {place_name(theirs)}",
             )
-
-    @property
-    def where(self):
-        """The places, "student layer ~ teacher layer" where they differ."""
-        return ", ".join(
-            (student or "outputs")
-            if student == teacher
-            else f"{student or 'outputs'} ~ {teacher or 'outputs'}"
-            for student, teacher in self.pairs
-        )
 
     @property
     def how(self):
@@ -300,7 +330,6 @@ class Match(BaseMatch):
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "at": [list(pair) for pair in self.pairs],
             "joint": self.joint,
             "across_replicas": self.across_replicas,
             "projector": keras.saving.serialize_keras_object(self._projector),
@@ -498,15 +527,28 @@ def _per_pair(projector, count, argument):
     return list(projector)
 
 
-def _place(name):
+def place_name(name):
+    """A layer's name in a sentence; None is the outputs."""
     return "its outputs" if name is None else f"layer '{name}'"
 
 
-def _single_signal(outline, name):
+def single_signal(outline, name):
+    """The `Signal` of a layer that gives one tensor.
+
+    Args:
+        outline: The network's `Outline`.
+        name: The layer's name; None: the outputs.
+
+    Returns:
+        A `Signal`.
+
+    Raises:
+        ValueError: If the layer gives several tensors.
+    """
     signal = outline.signals[name]
     if not isinstance(signal, Signal):
         raise ValueError(
-            f"'{outline.name}' at {_place(name)} gives several tensors; a "
+            f"'{outline.name}' at {place_name(name)} gives several tensors; a "
             "match compares one with one. Name the layer that makes it."
         )
     return signal
