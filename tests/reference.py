@@ -99,6 +99,51 @@ def central_difference(function, x, step=1e-5):
     return gradient
 
 
+def moments(x, masses=None):
+    """Mean and covariance of weighted points, uniform masses by default."""
+    x = np.float64(x)
+    masses = np.full(len(x), 1 / len(x)) if masses is None else masses
+    mean = sum(mass * point for mass, point in zip(masses, x, strict=True))
+    covariance = sum(
+        mass * np.outer(point - mean, point - mean)
+        for mass, point in zip(masses, x, strict=True)
+    )
+    return mean, covariance
+
+
+def gaussian_squared_wasserstein(mean_x, cov_x, mean_y, cov_y):
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x^1/2 S_y S_x^1/2)^1/2)."""
+    values, vectors = np.linalg.eigh(cov_x)
+    root = vectors @ np.diag(np.sqrt(np.maximum(values, 0))) @ vectors.T
+    product = np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)
+    means = np.sum((mean_x - mean_y) ** 2)
+    traces = np.trace(cov_x) + np.trace(cov_y)
+    return means + traces - 2 * np.sum(np.sqrt(product))
+
+
+def gaussian_kl(mean_x, cov_x, mean_y, cov_y):
+    """Montesuma 2025, equation 6, dense."""
+    inverse, difference = np.linalg.inv(cov_y), mean_x - mean_y
+    log_ratio = np.linalg.slogdet(cov_y)[1] - np.linalg.slogdet(cov_x)[1]
+    return 0.5 * (
+        np.trace(inverse @ cov_x)
+        + difference @ inverse @ difference
+        - len(mean_x)
+        + log_ratio
+    )
+
+
+def maximum_mean_discrepancy(x, y, masses, kernel):
+    """sum_ij w_i w_j (k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j))."""
+    return sum(
+        masses[i]
+        * masses[j]
+        * (kernel(x[i], x[j]) + kernel(y[i], y[j]) - 2 * kernel(x[i], y[j]))
+        for i in range(len(x))
+        for j in range(len(x))
+    )
+
+
 def variational(y_true, y_pred, kernels, variances):
     """<1/2 ((mu(y_pred) - y_true)^2 / s^2 + log s^2)> over all entries.
 
@@ -195,48 +240,3 @@ def factor_distance(y_true, y_pred):
         )
         values.append(np.mean(np.abs(one - two)))
     return np.array(values)
-
-
-def moments(x, masses=None):
-    """Mean and covariance of weighted points, uniform masses by default."""
-    x = np.float64(x)
-    masses = np.full(len(x), 1 / len(x)) if masses is None else masses
-    mean = sum(mass * point for mass, point in zip(masses, x, strict=True))
-    covariance = sum(
-        mass * np.outer(point - mean, point - mean)
-        for mass, point in zip(masses, x, strict=True)
-    )
-    return mean, covariance
-
-
-def gaussian_squared_wasserstein(mean_x, cov_x, mean_y, cov_y):
-    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x^1/2 S_y S_x^1/2)^1/2)."""
-    values, vectors = np.linalg.eigh(cov_x)
-    root = vectors @ np.diag(np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = np.maximum(np.linalg.eigvalsh(root @ cov_y @ root), 0)
-    means = np.sum((mean_x - mean_y) ** 2)
-    traces = np.trace(cov_x) + np.trace(cov_y)
-    return means + traces - 2 * np.sum(np.sqrt(product))
-
-
-def gaussian_kl(mean_x, cov_x, mean_y, cov_y):
-    """Montesuma 2025, equation 6, dense."""
-    inverse, difference = np.linalg.inv(cov_y), mean_x - mean_y
-    log_ratio = np.linalg.slogdet(cov_y)[1] - np.linalg.slogdet(cov_x)[1]
-    return 0.5 * (
-        np.trace(inverse @ cov_x)
-        + difference @ inverse @ difference
-        - len(mean_x)
-        + log_ratio
-    )
-
-
-def maximum_mean_discrepancy(x, y, masses, kernel):
-    """sum_ij w_i w_j (k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j))."""
-    return sum(
-        masses[i]
-        * masses[j]
-        * (kernel(x[i], x[j]) + kernel(y[i], y[j]) - 2 * kernel(x[i], y[j]))
-        for i in range(len(x))
-        for j in range(len(x))
-    )

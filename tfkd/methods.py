@@ -831,15 +831,14 @@ def _embeddings(count, width):
 def _all_stages(student, teacher):
     """Names of the stages and features that both networks have."""
     stages = _common_stages(student, teacher)
-    if not {"features"} <= _names(student) & _names(teacher):
+    if "features" not in _common_names(student, teacher):
         raise _nowhere(student, teacher)
     return [*stages, "features"]
 
 
 def _common_stages(student, teacher):
     """Names of the stages that both networks have."""
-    common = _names(student) & _names(teacher)
-    stages = _stages(common)
+    stages = _stages(_common_names(student, teacher))
     if not stages:
         raise _nowhere(student, teacher)
     return stages
@@ -847,19 +846,19 @@ def _common_stages(student, teacher):
 
 def _last_stages(student, teacher):
     """The last stage of either network, as a pair."""
-    ours, theirs = (_stages(_names(m)) for m in (student, teacher))
+    ours, theirs = (_stages(layer_names(m)) for m in (student, teacher))
     if not ours or not theirs:
         raise _nowhere(student, teacher)
     return (ours[-1], theirs[-1])
 
 
-def _names(model):
-    return {*layer_names(model)}
+def _common_names(student, teacher):
+    return {*layer_names(student)} & {*layer_names(teacher)}
 
 
 def _last_map(model):
     """The last stage of more than one position."""
-    stages = _stages(_names(model))
+    stages = _stages(layer_names(model))
     signals = outline(model, stages).signals
     maps = [name for name in stages if set(signals[name].shape[1:-1]) != {1}]
     if not maps:

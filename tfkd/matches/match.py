@@ -65,8 +65,8 @@ class PairedMatch(BaseMatch):
         return {"signals": tuple(signals)}
 
     def observation(self):
-        """As `BaseMatch.observation`: the layers, without outputs."""
-        return ["signals", [name for _, name in self.pairs], False]
+        """As `BaseMatch.observation`: the layers."""
+        return ["signals", [name for _, name in self.pairs]]
 
     @property
     def where(self):
@@ -204,10 +204,7 @@ class Match(PairedMatch):
         super().bind(student=student, teacher=teacher)
 
     def observe(self, teacher, *, training=False):
-        """The teacher's raw signals, with their masks, and its outputs.
-
-        Each only where there is one.
-        """
+        """As `PairedMatch.observe`; the outputs too, if the loss asks."""
         observed = super().observe(teacher, training=training)
         if "outputs" in _signals(self.loss):
             observed["outputs"] = teacher.outputs
@@ -215,8 +212,7 @@ class Match(PairedMatch):
 
     def observation(self):
         """As `BaseMatch.observation`: the layers, and whether outputs too."""
-        names = [name for _, name in self.pairs]
-        return ["signals", names, "outputs" in _signals(self.loss)]
+        return [*super().observation(), "outputs" in _signals(self.loss)]
 
     def value(self, student, observed, *, sample_weight=None, training=False):
         """As `BaseMatch.value`: the sum over the places."""
