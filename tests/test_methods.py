@@ -102,7 +102,7 @@ def test_description_has_the_weights_of_the_matches(vgg, name):
     weights = [match.weight for match in method.matches]
     if method.label_weight != 1.0:
         weights.append(method.label_weight)
-    numbers = re.findall(r"\d+\.?\d*", description.weight)
+    numbers = re.findall(r"\d+\.?\d*(?:e-\d+)?", description.weight)
     assert [float(number) for number in numbers] == weights
     needs = any(
         match.needs_labels
