@@ -574,6 +574,11 @@ class StudentTrainer(keras.Model):
             self._networks.student_outline,
             self._networks.teacher_outline,
         )
+        if isinstance(x, tf.data.Dataset):
+            # A compiled step has checked the teacher of its first batch only.
+            specs = x.element_spec
+            if isinstance(specs, tuple) and len(specs) > 1:
+                self._given_keys(unpack(specs[1]).teacher)
         return check_data(
             x,
             y,
