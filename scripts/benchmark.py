@@ -5,9 +5,9 @@ all of them alike.
 """
 
 import common
-from benchmarks import jacobian, methods, timing
+from benchmarks import gaussian, jacobian, methods, timing
 
-TABLES = {"methods": methods, "jacobian": jacobian}
+TABLES = {"methods": methods, "jacobian": jacobian, "gaussian": gaussian}
 
 
 def parser(table="methods"):

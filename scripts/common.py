@@ -16,8 +16,11 @@ import sys
 import time
 from typing import NamedTuple
 
-_USER_WANTS_LOGS = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A process that a script starts finds what the script has set below.
+_QUIET = "3"
+_USER_WANTS_LOGS = (
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _QUIET) != _QUIET
+)
 
 
 @contextlib.contextmanager
@@ -25,8 +28,8 @@ def quiet():
     """Drops what is written to stderr; exceptions still come through.
 
     TensorFlow tells at import that it found no GPU, before any log level
-    applies. With `TF_CPP_MIN_LOG_LEVEL` in the environment nothing is
-    dropped.
+    applies. With another `TF_CPP_MIN_LOG_LEVEL` than 3 in the environment
+    nothing is dropped.
     """
     if _USER_WANTS_LOGS:
         yield

@@ -122,7 +122,7 @@ def gaussian_squared_wasserstein(mean_x, cov_x, mean_y, cov_y):
 
 
 def gaussian_kl(mean_x, cov_x, mean_y, cov_y):
-    """Montesuma 2025, equation 6, dense."""
+    """Fernandes Montesuma 2025, equation 6, dense."""
     inverse, difference = np.linalg.inv(cov_y), mean_x - mean_y
     log_ratio = np.linalg.slogdet(cov_y)[1] - np.linalg.slogdet(cov_x)[1]
     return 0.5 * (

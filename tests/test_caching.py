@@ -146,6 +146,104 @@ def test_another_teacher_is_refused(networks, indexed, keep):
     distiller.fit(keep(indexed, matches), verbose=0)
 
 
+def test_a_teacher_that_changed_since_the_last_fit_is_refused(
+    networks, indexed, keep
+):
+    """The compiled step would run on: its data have the same structure."""
+    matches = [MATCHES["outputs"]()]
+    kept = keep(indexed, matches)
+    distiller = _distiller(networks, matches)
+    distiller.fit(kept, validation_data=kept, verbose=0)
+    networks[1].network.get_layer("conv1").bias.assign_add(np.ones(4))
+    with pytest.raises(ValueError, match="another teacher than 'guarded'"):
+        distiller.fit(kept, verbose=0)
+    with pytest.raises(ValueError, match="another teacher than 'guarded'"):
+        distiller.evaluate(kept, verbose=0)
+
+
+def test_freezing_a_teacher_does_not_make_it_another(
+    make_network, networks, indexed, keep
+):
+    teacher = make_network(4, seed=2)
+    matches = [MATCHES["outputs"]()]
+    kept = keep(indexed, matches, teacher)
+    teacher.trainable = False
+    _distiller((networks[0], teacher), matches).fit(kept, verbose=0)
+
+
+def test_masks_and_integers_are_kept(tmp_path):
+    """Padding that a match leaves out is left out of what is kept, too."""
+
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [
+                keras.Input((5,), dtype="int32"),
+                keras.layers.Embedding(9, 4, mask_zero=True),
+                keras.layers.Dense(4, name="hidden"),
+                keras.layers.GlobalAveragePooling1D(),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    student, teacher = network(1), network(2)
+    matches = [tfkd.Match("mse", at="hidden")]
+    distiller = _distiller((student, teacher), matches)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, (20, 5)) * (
+        np.arange(5) < rng.integers(1, 6, (20, 1))
+    )
+    labels = rng.integers(0, 3, 20)
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (tokens.astype("int32"), labels)
+    ).batch(8)
+    kept = tfkd.caching.with_teacher(
+        dataset,
+        teacher=teacher,
+        matches=matches,
+        cache_dir=tmp_path,
+        verbose=0,
+    )
+    ((_, record),) = kept.take(1)
+    (observed,) = record["teacher"].values()
+    np.testing.assert_array_equal(
+        observed["signals"][0]["mask"], tokens[:8] != 0
+    )
+    given = distiller.evaluate(kept, verbose=0, return_dict=True)
+    computed = distiller.evaluate(dataset, verbose=0, return_dict=True)
+    assert given["loss"] == pytest.approx(computed["loss"], rel=1e-3)
+
+
+def test_equal_bytes_of_another_shape_are_other_data(tmp_path, examples):
+    x, y = examples
+    keras.utils.set_random_seed(0)
+    teacher = keras.Sequential(
+        [
+            keras.Input((None, None, 2)),
+            keras.layers.Conv2D(4, 3, padding="same"),
+            keras.layers.GlobalMaxPooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    for shape in ((8, 8), (4, 16)):
+        images = x.reshape(20, *shape, 2)
+        kept = tfkd.caching.with_teacher(
+            tf.data.Dataset.from_tensor_slices((images, y)).batch(20),
+            teacher=teacher,
+            matches=[MATCHES["outputs"]()],
+            cache_dir=tmp_path,
+            verbose=0,
+        )
+        ((_, record),) = kept
+        (observed,) = record["teacher"].values()
+        np.testing.assert_allclose(
+            observed["signals"][0]["signal"],
+            teacher(images),
+            rtol=5e-4,
+            atol=1e-6,
+        )
+
+
 def test_examples_are_known_by_position(networks, examples, keep):
     """A dataset without indices, whose result is shuffled and weighted."""
     x, y = examples
@@ -271,6 +369,39 @@ def test_matches_without_an_observation_are_refused(indexed, keep):
         keep(indexed, ["jacobian"])
     with pytest.raises(ValueError, match="Construct the Distiller first"):
         keep(indexed, [MATCHES["attention"]()])
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_observations_of_changing_shape_are_refused(first, networks, tmp_path):
+    teacher = keras.Sequential(
+        [
+            keras.Input((None, 2)),
+            keras.layers.Conv1D(4, 1, name="hidden"),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    lengths = tf.data.Dataset.from_tensor_slices([first, 5 - first])
+    dataset = lengths.map(
+        lambda n: (tf.ones([2, n, 2]), tf.zeros([2], tf.int32))
+    )
+    with pytest.raises(ValueError, match="another shape in each batch"):
+        tfkd.caching.with_teacher(
+            dataset,
+            teacher=teacher,
+            matches=[tfkd.Match("mse", at="hidden")],
+            cache_dir=tmp_path,
+            verbose=0,
+        )
+
+
+def test_what_is_no_teacher_or_list_of_matches_is_refused(indexed, keep):
+    unbuilt = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    for teacher in (None, "teacher", unbuilt):
+        with pytest.raises(ValueError, match="Expected a built Keras model"):
+            keep(indexed, [MATCHES["outputs"]()], teacher)
+    with pytest.raises(ValueError, match="Expected a list of matches"):
+        keep(indexed, MATCHES["outputs"]())
 
 
 def test_a_teacher_of_nan_is_refused_and_leaves_nothing(

@@ -110,7 +110,7 @@ def test_description_has_the_weights_of_the_matches(vgg, name):
     weights = [match.weight for match in method.matches]
     if method.label_weight != 1.0:
         weights.append(method.label_weight)
-    numbers = re.findall(r"\d+\.?\d*", description.weight)
+    numbers = re.findall(r"\d+\.?\d*(?:e-\d+)?", description.weight)
     assert [float(number) for number in numbers] == weights
     needs = any(
         match.needs_labels
@@ -450,17 +450,16 @@ def test_networks_without_the_named_stages_say_where_to_look(make_network):
 
 
 def test_distribution_methods_compare_the_features(vgg):
-    """Widths 64 and 128 meet in 128 dimensions; neurons need not meet."""
+    """Widths 64 and 128 meet in the teacher's; neurons need not meet."""
     for name in ("w2", "cw2", "jw2"):
         (match,) = _build(name, vgg).matches
         assert match.where == "features"
         student, teacher = vgg
         tfkd.Distiller(student=student, teacher=teacher, matches=[match])
-        kernels = [
-            layer.kernel.shape
-            for layer in match.student_projectors + match.teacher_projectors
-        ]
-        assert kernels == [(64, 128), (128, 128)]
+        (projector,) = match.student_projectors
+        assert projector.kernel.shape == (64, 128)
+        # The teacher's units stay: two projectors could both become small.
+        assert match.teacher_projectors == [None]
     (match,) = _build("cw2", vgg).matches
     assert match.needs_labels
     assert match.loss.loss.cost == "squared_euclidean"

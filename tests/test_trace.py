@@ -442,3 +442,55 @@ def test_kinked_functions_take_their_input_by_name_too():
         np.testing.assert_allclose(
             tf.nn.leaky_relu(features=x, alpha=0.5), [[-0.5, 2.0]]
         )
+
+
+@pytest.mark.parametrize("run", ["eager", "graph"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: x * tf.square(tf.nn.relu(w)),
+        lambda x, w: x * tf.square(tf.nn.relu(w.value)),
+        lambda x, w: tf.vectorized_map(
+            lambda row: tf.square(tf.nn.relu(row * w)), x
+        ),
+        lambda x, w: tf.map_fn(lambda row: tf.square(tf.nn.relu(row * w)), x),
+        lambda x, w: tf.square(x * w) * tf.cast(tf.nn.relu([2, -1]), x.dtype),
+        lambda x, w: tf.square(
+            x * w - tf.nn.moments(x * w, tf.constant([1]), keepdims=True)[0]
+        ),
+    ],
+)
+def test_users_layers_are_exact_whatever_they_call_it_on(float64, call, run):
+    """Variables, loops, integers and axes that are tensors."""
+
+    class Scaled(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=shape[-1:], initializer="ones")
+            self.built = True
+
+        def call(self, x):
+            return call(x, self.w)
+
+    model = keras.Sequential([keras.Input((2,)), Scaled()])
+    x = tf.constant([[1.0, -2.0], [0.5, 3.0]], tf.float64)
+    weights = model.layers[0].w.value
+
+    def gradient(forward):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(tf.square(forward()))
+        return tape.gradient(value, weights)
+
+    def traced():
+        trace = Trace(model, x, differentiable=True)
+        return trace.input_gradient(lambda t: tf.reduce_sum(t.outputs, -1))
+
+    def plain():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = tf.reduce_sum(model(x), -1)
+        return tape.gradient(outputs, x)
+
+    step = tf.function(gradient) if run == "graph" else gradient
+    actual, expected = step(traced), gradient(plain)
+    assert np.any(expected.numpy() != 0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)

@@ -60,9 +60,10 @@ def with_teacher(dataset, *, teacher, matches, cache_dir=None, verbose=1):
 
     Raises:
         ValueError: If the dataset is infinite, empty, without labels, or
-            gives other examples on a second pass; if an index repeats; if a
-            match draws what it observes at random; or if an observation is
-            not finite.
+            gives other examples on a second pass; if the teacher is not
+            built; if an index repeats; if a match draws what it observes at
+            random; or if an observation is not finite or its shape is not
+            that of the first batch.
 
     Example:
 
@@ -78,6 +79,7 @@ def with_teacher(dataset, *, teacher, matches, cache_dir=None, verbose=1):
     ```
     """
     _require_dataset(dataset)
+    _require_teacher(teacher)
     matches = _observing(matches)
     seen = _read(dataset)
     folder = _folder(cache_dir) / _hexadecimal(seen.digest)
@@ -107,12 +109,26 @@ def network_key(model):
         config = {**model.get_config(), "name": None}
     except NotImplementedError:
         config = type(model).__qualname__
+    config = _without_trainable(config)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for weight in model.weights:
         value = keras.ops.convert_to_numpy(weight)
         digest.update(f"{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return _hexadecimal(digest.digest())
+
+
+def _without_trainable(config):
+    """A configuration without what freezing a network changes."""
+    if isinstance(config, dict):
+        return {
+            key: _without_trainable(value)
+            for key, value in config.items()
+            if key != "trainable"
+        }
+    if isinstance(config, list | tuple):
+        return [_without_trainable(value) for value in config]
+    return config
 
 
 def observation_key(match):
@@ -194,9 +210,10 @@ def _indices(record, start):
 def _digests(x, label):
     """A digest for each example, bytes `[batch, 16]`."""
     arrays = [np.asarray(t) for t in keras.tree.flatten((x, label))]
+    kinds = str([(a.dtype.str, a.shape[1:]) for a in arrays]).encode()
     digests = []
     for rows in zip(*arrays, strict=True):
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        digest = hashlib.blake2b(kinds, digest_size=_DIGEST_BYTES)
         for row in rows:
             digest.update(np.ascontiguousarray(row).tobytes())
         digests.append(np.frombuffer(digest.digest(), np.uint8))
@@ -350,7 +367,15 @@ class _Writer:
                 dtype=values.dtype,
                 shape=(self.num_examples, *values.shape[1:]),
             )
-        self.files[name][rows] = values
+        file = self.files[name]
+        if file.shape[1:] != values.shape[1:]:
+            raise ValueError(
+                "What a match observes has another shape in each batch: "
+                f"{file.shape[1:]} and {values.shape[1:]} for an example. "
+                "Pad the inputs to one length, or leave the match out of "
+                "`matches`; the teacher then runs for it alone."
+            )
+        file[rows] = values
 
 
 def _packed(values):
@@ -416,7 +441,6 @@ class _Kept:
                 [tf.as_dtype(file.dtype) for file in files],
                 stateful=False,
             )
-            parts = [parts] if len(files) == 1 else parts
             for part, file in zip(parts, files, strict=True):
                 part.set_shape([rows.shape[0], *file.shape[1:]])
             values = tf.cast(parts[0], dtype)
@@ -495,14 +519,23 @@ def _require_dataset(dataset):
         )
 
 
+def _require_teacher(teacher):
+    if not isinstance(teacher, keras.Model) or not teacher.built:
+        raise ValueError(
+            "Invalid value for argument `teacher`. Expected a built Keras "
+            f"model. Received: teacher={teacher!r}"
+        )
+
+
 def _observing(matches):
     """Those matches that observe a teacher, checked."""
     observing = []
-    for match in getattr(matches, "matches", matches):
+    matches = getattr(matches, "matches", matches)
+    for match in matches if isinstance(matches, list | tuple) else [None]:
         if not isinstance(match, BaseMatch):
             raise ValueError(
                 "Invalid value for argument `matches`. Expected a list of "
-                f"matches. Received: {match!r}"
+                f"matches. Received: matches={matches!r}"
             )
         if not match.needs_teacher:
             continue

@@ -367,7 +367,9 @@ def twice_differentiable(frozen=None):
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
     """As `tf.nn.moments`, differentiable twice."""
-    axes = [axis % x.shape.rank for axis in np.ravel(axes).tolist()]
+    x = tf.convert_to_tensor(x)
+    axes = np.ravel(tf.get_static_value(tf.convert_to_tensor(axes))).tolist()
+    axes = [axis % x.shape.rank for axis in axes]
     tape = getattr(_Stand.frozen, "tape", None)
     stop = contextlib.nullcontext()
     if tape is not None and 0 in axes:
@@ -388,6 +390,14 @@ def _linear_between_kinks(name):
         original = _Stand.originals[name]
         if not args:  # The input has another name in each of them.
             return original(**kwargs)
+        # tf.vectorized_map forgets that a gradient is the user's own.
+        if "loop_body" in tf.get_current_name_scope():
+            return original(*args, **kwargs)
+        x = args[0]
+        if isinstance(x, tf.Variable | keras.Variable):
+            x = tf.convert_to_tensor(x)  # else its gradient is asked for
+        if tf.is_tensor(x) and not x.dtype.is_floating:
+            return original(*args, **kwargs)
 
         @tf.custom_gradient
         def function(x):
@@ -401,7 +411,7 @@ def _linear_between_kinks(name):
                 y = original(x, *args[1:], **kwargs)
             return y, lambda upstream: tape.gradient(y, x, upstream)
 
-        return function(args[0])
+        return function(x)
 
     return stand_in
 

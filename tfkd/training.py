@@ -116,11 +116,21 @@ class StudentTrainer(keras.Model):
         """Hook for what a subclass requires of the two outlines."""
 
     def _approximate_op(self):
-        """An operation whose Jacobian XLA would only approximate, or None."""
+        """Model, type and place of what XLA would approximate, or None."""
+        networks = self._networks
+        twice = []
         if any(match.needs_input_gradient for match in self.matches):
+            twice.append(networks.student_outline)
+        if any(
+            match.needs_teacher and match.differentiates_teacher_twice
+            for match in self.matches
+        ):
+            twice.append(networks.teacher_outline)
+        for network in twice:
             for op in _APPROXIMATE_UNDER_XLA:
-                if op in self._networks.student_outline.ops:
-                    return op
+                place = network.ops.get(op) or network.training_ops.get(op)
+                if place:
+                    return network.name, op, place
         return None
 
     # === Keras: compile, fit, evaluate ===
@@ -150,14 +160,14 @@ class StudentTrainer(keras.Model):
             )
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
-        op = self._approximate_op()
-        if kwargs.get("jit_compile") is True and op:
-            place = self._networks.student_outline.ops[op]
+        approximate = self._approximate_op()
+        if kwargs.get("jit_compile") is True and approximate:
+            name, op, place = approximate
             raise ValueError(
-                f"XLA only approximates the Jacobian of '{self.student.name}'"
-                f": its second derivative of {op} (at {place}) compares "
-                'rounded values. Compile with jit_compile=False or "auto", or '
-                "use average pooling or strided convolutions."
+                f"XLA only approximates the Jacobian of '{name}': its second "
+                f"derivative of {op} (at {place}) compares rounded values. "
+                'Compile with jit_compile=False or "auto", or use average '
+                "pooling or strided convolutions."
             )
         for match in self.matches:
             if kwargs.get("jit_compile") is True and not match.supports_jit:
@@ -574,6 +584,11 @@ class StudentTrainer(keras.Model):
             self._networks.student_outline,
             self._networks.teacher_outline,
         )
+        if isinstance(x, tf.data.Dataset):
+            # A compiled step has checked the teacher of its first batch only.
+            specs = x.element_spec
+            if isinstance(specs, tuple) and len(specs) > 1:
+                self._given_keys(unpack(specs[1]).teacher)
         return check_data(
             x,
             y,

@@ -25,7 +25,7 @@ from tfkd.matches import (
     JacobianPenalty,
 )
 
-SMOKE = {"rounds": 2, "batch_size": [4, 8], "width": 0.0625}
+SMOKE = {"rounds": 2, "batch_size": [4], "width": 0.0625}
 NUM_CLASSES = 10
 ATTENTION_LAYER = "stage2"
 FRACTION = 0.25

@@ -186,22 +186,22 @@ class Steps:
 
     def _jacobians(self, combinations):
         rows, theirs = self._of_teacher(combinations, len(self._images))
-        ours = self._of_student(rows)
-        return _mean_square(theirs - ours) + self._cross_entropy()
+        loss = self._cross_entropy()
+        return loss + _mean_square(theirs - self._of_student(rows))
 
     def _given(self, size):
         rows, theirs = self._of_teacher(self._label, size)
 
         def loss():
-            ours = self._of_student(rows)
-            return _mean_square(theirs - ours) + self._cross_entropy()
+            loss = self._cross_entropy()
+            return loss + _mean_square(theirs - self._of_student(rows))
 
         return loss
 
     def _penalty(self):
         rows = functional.one_hot(self._labels, jacobian.NUM_CLASSES)[None]
-        ours = self._of_student(rows)
-        return _mean_square(ours) + self._cross_entropy()
+        loss = self._cross_entropy()
+        return loss + _mean_square(self._of_student(rows))
 
     def _of_teacher(self, combinations, size):
         """The combinations and the teacher's Jacobian of `size` images."""
@@ -211,7 +211,11 @@ class Steps:
         return rows, _gradients(outputs, rows, images)
 
     def _of_student(self, rows):
-        """The student's Jacobian, by its moving statistics."""
+        """The student's Jacobian, by its moving statistics.
+
+        After the training pass: a training pass that came later would change
+        the statistics before the backward pass reads them, silently.
+        """
         images = self._images[: rows.shape[1]].clone().requires_grad_()
         self.student.eval()
         outputs = self.student(images)
@@ -227,13 +231,14 @@ class Steps:
         maps = _pooled(features)
         place = functional.one_hot(maps.argmax(-1), maps.shape[-1])
         target = _gradients(maps, place[None], images)[0]
+        loss = self._with_activations(theirs)
         images = self._images.clone().requires_grad_()
         self.student.eval()
         maps = _pooled(self.student(images, end=layer))
         self.student.train()
         ours = _gradients(maps, place[None], images, create_graph=True)[0]
         difference = _unit(target) - _unit(ours)
-        return self._with_activations(theirs) + _mean_square(difference[None])
+        return loss + _mean_square(difference[None])
 
 
 def _gradients(outputs, rows, images, create_graph=False):

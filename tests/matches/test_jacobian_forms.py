@@ -4,102 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from protocol import jacobian, run
 
 import tfkd
 from tfkd.trace import Trace, outline
-
-
-def _run(match, student, teacher, x, labels=None, **kwargs):
-    """The value of a match, with the trainer's protocol."""
-    known = None if teacher is None else outline(teacher)
-    match.bind(student=outline(student), teacher=known)
-    x = tf.constant(x)
-    labels = None if labels is None else tf.constant(labels)
-    observed = None
-    if match.needs_teacher:
-        trace = Trace(teacher, x, labels=labels, differentiable=True)
-        observed = match.observe(trace, training=True)
-    if match.has_own_pass:
-        trace = match.trace_student(student, x, labels, observed)
-    else:
-        trace = Trace(
-            student,
-            x,
-            labels=labels,
-            training=match.student_pass == "training",
-            differentiable=True,
-            freeze_statistics=match.freezes_statistics,
-        )
-    return match.value(trace, observed, training=True, **kwargs)
-
-
-def _jacobian(fn, x):
-    """[batch, outputs, inputs] of fn by TensorFlow's batch Jacobian."""
-    x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        outputs = fn(x)
-    rows = tape.batch_jacobian(outputs, x)
-    return rows.numpy().reshape(*outputs.shape, -1)
-
-
-def _log_softmax(model):
-    return lambda x: tf.nn.log_softmax(model(x, training=False))
 
 
 @pytest.fixture
 def networks(float64, make_network):
     student = make_network(seed=1, name="student")
     return student, make_network(6, seed=2, name="teacher")
-
-
-def _relu_network(seed):
-    """One hidden layer: linear in regions."""
-    keras.utils.set_random_seed(seed)
-    model = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(16, "relu", name="hidden")]
-    )
-    model.add(keras.layers.Dense(3))
-    return model
-
-
-def _axis_noise(fn, x, rho):
-    """Mean of fn over x +- rho e_d, all d: noise of variance rho^2 / D.
-
-    Exact for functions of second order in the noise.
-    """
-    values = [
-        fn(x + sign * rho * direction)
-        for direction in np.eye(x.shape[-1])
-        for sign in (1, -1)
-    ]
-    return np.mean(values, axis=0)
-
-
-def _in_one_region(models, x, rho):
-    """The examples of x whose neighbourhoods cross no kink."""
-    keep = np.ones(len(x), bool)
-    for model in models:
-        hidden = model.get_layer("hidden")
-        kernel, bias = hidden.kernel.numpy(), hidden.bias.numpy()
-        margin = np.abs(x @ kernel + bias) - rho * np.abs(kernel).max(axis=0)
-        keep &= np.all(margin > 0, axis=-1)
-    return x[keep]
-
-
-def test_cross_entropy_form_is_its_definition(networks, images):
-    student, teacher = networks
-    x, labels = images
-    p = tf.nn.softmax(teacher(x)).numpy()
-    theirs = _jacobian(_log_softmax(teacher), x)
-    ours = _jacobian(_log_softmax(student), x)
-    terms = 0.5 * p * np.sum((theirs - ours) ** 2, axis=-1)  # [batch, classes]
-    loss = tfkd.losses.JacobianCrossEntropy()
-    value = _run(tfkd.JacobianMatch(loss, of="all"), student, teacher, x)
-    np.testing.assert_allclose(value, terms.sum(-1).mean(), rtol=1e-10)
-    value = _run(tfkd.JacobianMatch(loss), student, teacher, x, labels)
-    expected = terms[np.arange(8), labels].mean()
-    np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
 def test_the_printed_cross_entropy_is_unbounded(networks, images):
@@ -109,149 +23,21 @@ def test_the_printed_cross_entropy_is_unbounded(networks, images):
     probabilities = [
         lambda x, m=m: tf.nn.softmax(m(x, training=False)) for m in networks
     ]
-    ours, theirs = (_jacobian(fn, x) for fn in probabilities)
+    ours, theirs = (jacobian(fn, x) for fn in probabilities)
     s = probabilities[0](x).numpy()
     expected = np.mean(np.sum(-np.sum(theirs * ours, -1) / s, axis=-1))
     loss = tfkd.losses.JacobianCrossEntropy(printed=True)
-    value = _run(tfkd.JacobianMatch(loss, of="all"), student, teacher, x)
+    value = run(tfkd.JacobianMatch(loss, of="all"), student, teacher, x)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     signal = tf.constant([[[1.0, 2.0]]])
     steep = float(loss(signal, 10 * signal))
     assert steep == 10 * float(loss(signal, signal)) < 0
 
 
-def test_cross_entropy_form_is_what_noise_adds_at_the_teacher(float64):
-    """Noise in one linear region, at S = T: KL / s^2 tends to the term."""
-    teacher = _relu_network(1)
-    student = _relu_network(2)
-    x = np.random.default_rng(0).normal(size=(64, 5))
-    # A student with the teacher's outputs at x and its own slopes.
-    rho = 1e-3
-    x = _in_one_region([student, teacher], x, rho)[:4]
-    offset = teacher(x) - student(x)
-
-    def divergence(noisy):
-        log_p = tf.nn.log_softmax(teacher(noisy))
-        log_q = tf.nn.log_softmax(student(noisy) + offset)
-        return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), -1).numpy()
-
-    added = np.mean(_axis_noise(divergence, x, rho)) / (rho**2 / 5)
-    p = tf.nn.softmax(teacher(x)).numpy()
-    theirs = _jacobian(_log_softmax(teacher), x)
-    ours = _jacobian(lambda x: tf.nn.log_softmax(student(x) + offset), x)
-    term = np.mean(np.sum(0.5 * p * np.sum((theirs - ours) ** 2, -1), -1))
-    np.testing.assert_allclose(added, term, rtol=1e-3)
-
-
-def test_penalties_are_their_definitions(networks, images):
-    student, _ = networks
-    x, labels = images
-    rows = _jacobian(lambda x: student(x, training=False), x)
-    logs = _jacobian(_log_softmax(student), x)
-    p = tf.nn.softmax(student(x)).numpy()
-    squares = np.sum(rows**2, axis=-1)
-    mean_row = np.einsum("bk,bkd->bd", p, rows)
-    variance = np.sum(p * squares, -1) - np.sum(mean_row**2, -1)
-    of_label = np.sum(logs**2, axis=-1)[np.arange(8), labels]
-    top = np.argmax(p, axis=-1)
-    for match, expected in (
-        (tfkd.JacobianPenalty(), squares[np.arange(8), labels]),
-        (tfkd.JacobianPenalty(of="top"), squares[np.arange(8), top]),
-        (tfkd.JacobianPenalty(of="all"), squares.sum(-1)),
-        (tfkd.JacobianPenalty("cross_entropy"), 0.5 * variance),
-        (tfkd.JacobianPenalty("printed_cross_entropy"), of_label),
-    ):
-        value = _run(match, student, None, x, labels)
-        np.testing.assert_allclose(value, expected.mean(), rtol=1e-9)
-
-
-def test_the_squared_penalty_is_what_noise_adds(float64):
-    """Proposition 2 in one linear region: exact to rounding."""
-    student = _relu_network(1)
-    x, rho = np.random.default_rng(0).normal(size=(256, 5)), 0.02
-    x = _in_one_region([student], x, rho)
-    assert len(x) > 20
-    y = np.random.default_rng(1).normal(size=(len(x), 3))
-
-    def error(x):
-        return np.sum((y - student(x).numpy()) ** 2, axis=-1)
-
-    added = np.mean(_axis_noise(error, x, rho) - error(x)) / (rho**2 / 5)
-    value = _run(tfkd.JacobianPenalty(of="all"), student, None, x)
-    np.testing.assert_allclose(added, value, rtol=1e-9)
-
-
-def test_the_matched_jacobian_is_what_noise_adds(float64):
-    """Proposition 1 in one linear region of both: exact to rounding."""
-    student, teacher = _relu_network(1), _relu_network(2)
-    x, rho = np.random.default_rng(0).normal(size=(256, 5)), 0.02
-    x = _in_one_region([student, teacher], x, rho)
-    assert len(x) > 10
-
-    def error(x):
-        return np.sum((teacher(x) - student(x)).numpy() ** 2, axis=-1)
-
-    added = np.mean(_axis_noise(error, x, rho) - error(x)) / (rho**2 / 5)
-    value = _run(tfkd.JacobianMatch(of="all"), student, teacher, x)
-    np.testing.assert_allclose(added, value, rtol=1e-9)
-
-
-def test_only_the_exact_cross_entropy_penalty_is_what_noise_adds(float64):
-    """For any label; the printed form is another number."""
-    student = _relu_network(1)
-    x, rho = np.random.default_rng(0).normal(size=(256, 5)), 1e-3
-    x = _in_one_region([student], x, rho)
-    labels = np.random.default_rng(1).integers(0, 3, size=len(x))
-
-    def loss(x):
-        return keras.losses.sparse_categorical_crossentropy(
-            labels, student(x), from_logits=True
-        ).numpy()
-
-    added = np.mean(_axis_noise(loss, x, rho) - loss(x)) / (rho**2 / 5)
-    exact = _run(tfkd.JacobianPenalty("cross_entropy"), student, None, x)
-    np.testing.assert_allclose(added, exact, rtol=1e-5)
-    match = tfkd.JacobianPenalty("printed_cross_entropy")
-    printed = float(_run(match, student, None, x, labels))
-    assert abs(printed - added) > 0.5 * added
-
-
-def test_random_projections_have_the_mean_and_variance_of_the_whole(networks):
-    """Rademacher: mean |A|^2, variance 2 (|G|^2 - sum G_ii^2), G = A A^T.
-
-    Over 4000 draws of one projection the mean has a standard error of
-    sqrt(variance / 4000); five of them are allowed, and a tenth for the
-    variance.
-    """
-    student, teacher = networks
-    x = np.random.default_rng(0).normal(size=(1, 8, 8, 2))
-    a = (
-        _jacobian(lambda x: student(x, training=False), x)
-        - _jacobian(lambda x: teacher(x, training=False), x)
-    )[0]
-    gram = a @ a.T
-    mean = np.trace(gram)
-    variance = 2 * (np.sum(gram**2) - np.sum(np.diag(gram) ** 2))
-    match = tfkd.JacobianMatch(num_projections=1, seed=3)
-    many = np.repeat(x, 4000, axis=0)
-    match.bind(student=outline(student), teacher=outline(teacher))
-    observed = match.observe(
-        Trace(teacher, tf.constant(many), differentiable=True), training=True
-    )
-    signs = observed["combinations"].numpy()[:, 0]  # [draws, classes]
-    assert set(np.unique(signs)) == {-1.0, 1.0}
-    draws = np.sum((signs @ a) ** 2, axis=-1)
-    assert abs(draws.mean() - mean) < 5 * np.sqrt(variance / 4000)
-    np.testing.assert_allclose(draws.var(), variance, rtol=0.1)
-    trace = Trace(student, tf.constant(many), differentiable=True)
-    value = match.value(trace, observed, training=True)
-    np.testing.assert_allclose(value, draws.mean(), rtol=1e-6)
-
-
 def test_several_projections_are_averaged(networks, images):
     student, teacher = networks
     x, _ = images
-    a = _jacobian(lambda x: student(x, training=False), x) - _jacobian(
+    a = jacobian(lambda x: student(x, training=False), x) - jacobian(
         lambda x: teacher(x, training=False), x
     )
     match = tfkd.JacobianMatch(num_projections=4)
@@ -272,7 +58,7 @@ def test_input_directions_are_columns_of_the_jacobian(
     student = make_network(seed=1, name="student", pool=pool)
     teacher = make_network(6, seed=2, name="teacher", pool=pool)
     x = tf.constant(images[0])
-    a = _jacobian(lambda x: student(x, training=False), x) - _jacobian(
+    a = jacobian(lambda x: student(x, training=False), x) - jacobian(
         lambda x: teacher(x, training=False), x
     )
     match = tfkd.JacobianMatch(num_projections=3, directions="input")
@@ -284,20 +70,6 @@ def test_input_directions_are_columns_of_the_jacobian(
     value = match.value(Trace(student, x, differentiable=True), observed)
     expected = np.mean(np.sum(columns**2, axis=(1, 2)))
     np.testing.assert_allclose(value, expected, rtol=1e-9)
-
-
-def test_input_directions_have_the_mean_of_the_whole(networks):
-    """2000 draws; within five standard errors, taken from the draws."""
-    student, _ = networks
-    x = np.random.default_rng(0).normal(size=(1, 8, 8, 2))
-    rows = _jacobian(lambda x: student(x, training=False), x)
-    many = np.repeat(x, 2000, axis=0)
-    match = tfkd.JacobianPenalty(num_projections=1, directions="input")
-    value = float(_run(match, student, None, many))
-    signs = np.random.default_rng(1).choice([-1, 1], size=(2000, 128))
-    draws = np.sum((signs @ rows[0].T) ** 2, axis=-1)
-    error = draws.std() / np.sqrt(2000)
-    assert abs(value - np.sum(rows**2)) < 5 * error
 
 
 def test_directions_change_in_training_and_stand_still_in_evaluation(networks):
@@ -322,36 +94,16 @@ def test_directions_change_in_training_and_stand_still_in_evaluation(networks):
     )
 
 
-def test_frozen_statistics_give_each_examples_own_jacobian(networks, images):
-    """Of the network whose moving statistics are this batch's."""
-    student, teacher = networks
-    x, labels = images
-    match = tfkd.JacobianMatch(batch_statistics="frozen")
-    value = _run(match, student, teacher, x, labels)
-    twin = keras.models.clone_model(student)
-    twin.set_weights(student.get_weights())
-    for name in ("norm1", "norm2"):
-        layer = twin.get_layer(name)
-        before = keras.Model(twin.input, layer.input)
-        inputs = before(x, training=False).numpy()
-        layer.moving_mean.assign(inputs.mean(axis=(0, 1, 2)))
-        layer.moving_variance.assign(inputs.var(axis=(0, 1, 2)))
-    rows = _jacobian(lambda x: twin(x, training=False), x)
-    rows -= _jacobian(lambda x: teacher(x, training=False), x)
-    expected = np.sum(rows[np.arange(8), labels] ** 2) / 8
-    np.testing.assert_allclose(value, expected, rtol=1e-9)
-
-
 def test_a_fraction_is_the_first_examples(networks, images):
     """ceil(0.3 * 8) = 3 examples, with their own weights."""
     student, teacher = networks
     x, labels = images
     weights = tf.constant(np.arange(1.0, 9.0))
-    rows = _jacobian(lambda x: student(x, training=False), x)
-    rows -= _jacobian(lambda x: teacher(x, training=False), x)
+    rows = jacobian(lambda x: student(x, training=False), x)
+    rows -= jacobian(lambda x: teacher(x, training=False), x)
     errors = np.sum(rows[np.arange(8), labels] ** 2, axis=-1)
     match = tfkd.JacobianMatch(fraction=0.3)
-    value = _run(match, student, teacher, x, labels, sample_weight=weights)
+    value = run(match, student, teacher, x, labels, sample_weight=weights)
     expected = np.mean(errors[:3] * [1, 2, 3])
     np.testing.assert_allclose(value, expected, rtol=1e-9)
 

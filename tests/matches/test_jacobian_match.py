@@ -160,31 +160,6 @@ def test_a_pass_of_its_own_only_where_modes_differ(make_network):
         assert match.student_pass == expected
 
 
-def test_jacobians_and_activations_are_input_noise():
-    """Proposition 1, exactly, inside one linear region.
-
-    The average of a linear function's squared error over x +- rho e_d, all
-    coordinates d, is its value at x plus rho^2 / D times the squared
-    Jacobian: noise of standard deviation rho / sqrt(D).
-    """
-    rng = np.random.default_rng(0)
-    student = _linear(rng.normal(size=(5, 3)), "student")
-    teacher = _linear(rng.normal(size=(5, 3)), "teacher")
-    x, rho = rng.normal(size=(4, 5)).astype("float32"), 0.5
-    noisy = 0.0
-    for direction in np.eye(5, dtype="float32"):
-        for sign in (rho, -rho):
-            shifted = x + sign * direction
-            error = teacher(shifted) - student(shifted)
-            noisy += np.sum(np.square(error)) / 4 / 10
-    outputs = tfkd.Match(tfkd.losses.SquaredError())
-    _bind(outputs, student, teacher)
-    clean = outputs.value(Trace(student, x), outputs.observe(Trace(teacher, x)))
-    match = tfkd.JacobianMatch(of="all")
-    jacobian = _value(match, student, teacher, x)
-    np.testing.assert_allclose(noisy, clean + rho**2 / 5 * jacobian, rtol=1e-5)
-
-
 def test_several_inputs_make_one_long_row():
     """Rows (1, 2) for a and (3) for b: 1 + 4 + 9 against zeros."""
 

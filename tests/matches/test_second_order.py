@@ -313,7 +313,7 @@ def _attention(x):
 
 
 def _recurrent(x):
-    x = keras.layers.Reshape((12, 12))(x)
+    x = keras.layers.Reshape((3, 48))(x)
     x = keras.layers.LSTM(3, return_sequences=True)(x)
     return keras.layers.Bidirectional(keras.layers.GRU(2))(x)
 

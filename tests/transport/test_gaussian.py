@@ -443,7 +443,7 @@ def test_diagonal_is_full_for_independent_dimensions():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_is_below_the_distance_of_matched_points(seed, covariance):
-    """Montesuma 2025, theorem 1: W2(g_S P, g_T P) <= |g_S - g_T| in L2(P).
+    """W2(g_S P, g_T P) <= |g_S - g_T| in L2(P): the paper's theorem 1.
 
     Below exact transport of the points, too: moments are less than points.
     """

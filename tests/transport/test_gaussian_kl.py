@@ -129,7 +129,7 @@ def test_of_one_dimension_or_of_all():
 
 
 def test_printed_diagonal_form_is_twice_the_divergence():
-    """Montesuma 2025 lost the 1/2 between equation 6 and its special case."""
+    """The paper lost the 1/2 between equation 6 and its special case."""
     rng = np.random.default_rng(0)
     mean_x, mean_y = rng.normal(size=(2, 5))
     std_x, std_y = rng.uniform(0.5, 2.0, size=(2, 5))

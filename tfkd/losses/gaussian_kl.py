@@ -43,7 +43,7 @@ class GaussianKL(DistributionLoss):
     >>> round(float(GaussianKL()([[-1.0], [1.0]], [[7.0], [13.0]])), 3)
     48.034
 
-    Reference: Montesuma 2025, equation 6.
+    Reference: Fernandes Montesuma 2025, equation 6.
     """
 
     def __init__(

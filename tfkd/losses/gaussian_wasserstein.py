@@ -36,7 +36,7 @@ class GaussianWasserstein(DistributionLoss):
     >>> float(loss([[-1.0], [1.0]], [[7.0], [13.0]]))  # 10^2 + (3 - 1)^2
     104.0
 
-    Reference: Montesuma 2025, equation 5.
+    Reference: Fernandes Montesuma 2025, equation 5.
     """
 
     def __init__(

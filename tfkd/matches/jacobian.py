@@ -389,7 +389,8 @@ class JacobianMatch(OutputGradientMatch):
         ValueError: On construction, if an argument is invalid. When bound,
             if the outputs are not `[batch, classes]` with equal classes, the
             input is not floating, or the student has an operation without
-            second-order gradient. In a step, if a label is out of range
+            exact second-order gradient (the teacher: first-order, and second
+            with `directions="input"`). In a step, if a label is out of range
             (`tf.errors.InvalidArgumentError`; not under XLA).
 
     Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.

@@ -46,7 +46,7 @@ def pairwise_cost(*, x, y, metric="cosine"):
     """
     check_metric(metric, "metric")
     x, y = same_precision(x, y)
-    _check_points(x.shape, y.shape)
+    check_points(x.shape, y.shape)
     return _METRICS[metric](x, y)
 
 
@@ -152,7 +152,8 @@ _METRICS = {
 }
 
 
-def _check_points(x, y):
+def check_points(x, y):
+    """Raises a `ValueError` unless shapes are `[..., n, d]`, `[..., m, d]`."""
     agree = x.rank is None or y.rank is None
     if not agree and min(x.rank, y.rank) >= 2:
         agree = x[:-2].is_compatible_with(y[:-2])

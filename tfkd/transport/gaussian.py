@@ -70,8 +70,8 @@ def gaussian_squared_wasserstein(
     >>> float(gaussian_squared_wasserstein(x=x, y=y))
     104.0
 
-    Reference: Peyré & Cuturi 2019, remark 2.31; Montesuma 2025, equation 5
-    (and 3, of classes).
+    Reference: Peyré & Cuturi 2019, remark 2.31; Fernandes Montesuma 2025,
+    equation 5 (and 3, of classes).
     """
     check_covariance(covariance)
     points = centre(x, y, a, b, x_labels, y_labels)

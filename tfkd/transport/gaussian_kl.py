@@ -42,9 +42,9 @@ def gaussian_kl(
     `L L^T = I + Y Y^T / e`, Y the weighted centred points,
     `S~_y^-1 = (I - Y^T (L L^T)^-1 Y / e) / e` and `|S~_y| = e^d |L|^2`.
 
-    "diagonal" ignores all covariances between dimensions. Montesuma 2025
-    prints that form without the factor 1/2, twice the full form where both
-    hold; here it has the factor.
+    "diagonal" ignores all covariances between dimensions. Fernandes Montesuma
+    2025 prints that form without the factor 1/2, twice the full form where
+    both hold; here it has the factor.
 
     With labels, the mean over the classes that both sides have, each with a
     Gaussian of its own and all with the ridge of y as a whole; 0 if there
@@ -73,7 +73,7 @@ def gaussian_kl(
         ValueError: If an argument is invalid, shapes do not fit, or one side
             alone has labels.
 
-    Reference: Montesuma 2025, equation 6.
+    Reference: Fernandes Montesuma 2025, equation 6.
     """
     check_covariance(covariance)
     check_choice(direction, _DIRECTIONS, "direction")
@@ -122,7 +122,7 @@ def gaussian_kl_of_moments(*, mean_x, covariance_x, mean_y, covariance_y):
     ...     mean_x=[3.0], covariance_x=[[1.0]], **standard))
     4.5
 
-    Reference: Montesuma 2025, equation 6.
+    Reference: Fernandes Montesuma 2025, equation 6.
     """
     mean_x, covariance_x, mean_y, covariance_y = check_moments(
         mean_x, covariance_x, mean_y, covariance_y

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_choice
 from tfkd.precision import at_least_float32
-from tfkd.transport.costs import same_precision
+from tfkd.transport.costs import check_points, same_precision
 
 _COVARIANCES = ("full", "diagonal")
 
@@ -96,7 +96,7 @@ def centre(x, y, a, b, x_labels, y_labels):
         ValueError: If shapes do not fit or one set of labels is missing.
     """
     x, y = same_precision(x, y)
-    _check_points(x.shape, y.shape)
+    check_points(x.shape, y.shape)
     a, b = _of_points(a, x, "a"), _of_points(b, y, "b")
     # Nothing depends on the origin but the rounding of the means.
     origin = tf.stop_gradient(tf.reduce_mean(x, axis=-2, keepdims=True))
@@ -200,19 +200,6 @@ def safe_sqrt(x):
     nothing = x <= 0
     root = tf.sqrt(tf.where(nothing, tf.ones_like(x), x))
     return tf.where(nothing, tf.zeros_like(x), root)
-
-
-def _check_points(x, y):
-    agree = x.rank is None or y.rank is None
-    if not agree and min(x.rank, y.rank) >= 2:
-        agree = x[:-2].is_compatible_with(y[:-2])
-        agree = agree and x[-1:].is_compatible_with(y[-1:])
-    if not agree:
-        raise ValueError(
-            "Invalid value for arguments `x` and `y`. Expected points "
-            "[..., n, d] and [..., m, d] with the same number of coordinates "
-            f"and the same leading axes. Received: x.shape={x}, y.shape={y}"
-        )
 
 
 def _of_points(values, points, argument):

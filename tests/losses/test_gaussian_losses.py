@@ -6,7 +6,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from tfkd.losses import GaussianKL, GaussianWasserstein
+from tfkd.losses import ClassConditional, GaussianKL, GaussianWasserstein
 
 BOTH = (GaussianWasserstein, GaussianKL)
 COVARIANCES = ("full", "diagonal")
@@ -139,6 +139,41 @@ def test_by_class_is_the_mean_over_classes(loss_class, covariance):
         tf.constant(y_true), tf.constant(y_pred), masses, (teacher, student)
     )
     np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+def test_wrapped_by_class_is_the_mean_of_each_class_alone(
+    covariance, jit_compile
+):
+    """Weights and all; labels of a student that has no class 2."""
+    loss = ClassConditional(GaussianWasserstein(covariance))
+    y_true, y_pred = signals()
+    teacher = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+    student = np.array([1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 1])
+    weights = np.float32([1, 2, 1, 1, 3, 1, 0, 1, 1, 2, 1, 1])
+
+    def evaluate(y_true, y_pred):
+        return loss(
+            {"features": y_true, "labels": teacher},
+            {"features": y_pred, "labels": student},
+            sample_weight=weights,
+        )
+
+    if jit_compile is not None:
+        evaluate = tf.function(evaluate, jit_compile=jit_compile)
+    values = []
+    for label in (0, 1):
+        moments = []
+        for signal, labels in ((y_true, teacher), (y_pred, student)):
+            own = weights * (labels == label)
+            moments.append(reference.moments(signal, own / np.sum(own)))
+        values.append(expected(loss.loss, *moments))
+    np.testing.assert_allclose(
+        evaluate(tf.constant(y_true), tf.constant(y_pred)),
+        np.mean(values) * np.mean(weights),
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("loss_class", BOTH)
