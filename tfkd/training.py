@@ -105,6 +105,8 @@ class StudentTrainer(keras.Model):
         self._teacher_differentiable = any(m.needs_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
+        if self._freezes:
+            _require_freezable(self.student)
         self.supports_jit = self._approximate_op() is None and all(
             match.supports_jit for match in self.matches
         )
@@ -113,11 +115,19 @@ class StudentTrainer(keras.Model):
         """Hook for what a subclass requires of the two outlines."""
 
     def _approximate_op(self):
-        """An operation whose Jacobian XLA would only approximate, or None."""
+        """What XLA would only approximate: an outline and its op, or None."""
+        outlines = []
         if any(match.needs_input_gradient for match in self.matches):
+            outlines.append(self._networks.student_outline)
+        if any(
+            match.needs_teacher and match.differentiates_teacher_twice
+            for match in self.matches
+        ):
+            outlines.append(self._networks.teacher_outline)
+        for known in outlines:
             for op in _APPROXIMATE_UNDER_XLA:
-                if op in self._networks.student_outline.ops:
-                    return op
+                if op in known.ops:
+                    return known, op
         return None
 
     # === Keras: compile, fit, evaluate ===
@@ -147,12 +157,12 @@ class StudentTrainer(keras.Model):
             )
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
-        op = self._approximate_op()
-        if kwargs.get("jit_compile") is True and op:
-            place = self._networks.student_outline.ops[op]
+        approximate = self._approximate_op()
+        if kwargs.get("jit_compile") is True and approximate:
+            known, op = approximate
             raise ValueError(
-                f"XLA only approximates the Jacobian of '{self.student.name}'"
-                f": its second derivative of {op} (at {place}) compares "
+                f"XLA only approximates the Jacobian of '{known.name}': its "
+                f"second derivative of {op} (at {known.ops[op]}) compares "
                 'rounded values. Compile with jit_compile=False or "auto", or '
                 "use average pooling or strided convolutions."
             )
@@ -744,6 +754,17 @@ def _one_kind_of_statistics(matches):
             "one training pass. Give all of them the same."
         )
     return kinds == {True}
+
+
+def _require_freezable(student):
+    """Raises if batch statistics are not computed by tf.nn.moments."""
+    for layer in student._flatten_layers():
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"Layer '{layer.name}' of '{student.name}' is synchronised "
+                'over replicas, so batch_statistics="frozen" cannot take its '
+                'statistics for constants. Use "moving", or "batch".'
+            )
 
 
 def _require_disjoint(student, teacher):

@@ -205,6 +205,22 @@ def test_xla_is_refused_where_it_would_approximate(make_network):
     distiller.compile("sgd", jit_compile=True)
 
 
+def test_xla_is_refused_where_it_would_approximate_the_teacher(make_network):
+    """Derivatives along the input differentiate the teacher twice, too."""
+    student = make_network(2, seed=1, name="student")
+    teacher = make_network(3, seed=2, name="teacher", pool="max")
+    distiller = tfkd.Distiller(
+        student=student, teacher=teacher, matches=_make(["inputs"])
+    )
+    assert not distiller.supports_jit
+    with pytest.raises(ValueError, match="Jacobian of 'teacher'.*stage1"):
+        distiller.compile("sgd", jit_compile=True)
+    distiller = tfkd.Distiller(
+        student=student, teacher=teacher, matches=_make(["label", "penalty"])
+    )
+    assert distiller.supports_jit
+
+
 # === Precision ===
 
 
