@@ -75,3 +75,23 @@ def check_choice(value, choices, argument):
             f"{choices}. Received: {argument}={value!r}"
         )
     return value
+
+
+def check_seed(value):
+    """`value` as an int, if it is an integer.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        An int.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(
+            "Invalid value for argument `seed`. Expected an integer. "
+            f"Received: seed={value!r}"
+        )
+    return int(value)

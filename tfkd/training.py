@@ -108,6 +108,8 @@ class StudentTrainer(keras.Model):
         self._teacher_differentiable = any(m.needs_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
+        if self._freezes:
+            _require_freezable(self.student)
         self.supports_jit = self._approximate_op() is None and all(
             match.supports_jit for match in self.matches
         )
@@ -818,6 +820,17 @@ def _one_kind_of_statistics(matches):
             "one training pass. Give all of them the same."
         )
     return kinds == {True}
+
+
+def _require_freezable(student):
+    """Raises if batch statistics are not computed by tf.nn.moments."""
+    for layer in student._flatten_layers():
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"Layer '{layer.name}' of '{student.name}' is synchronised "
+                'over replicas, so batch_statistics="frozen" cannot take its '
+                'statistics for constants. Use "moving", or "batch".'
+            )
 
 
 def _require_disjoint(student, teacher):

@@ -236,12 +236,38 @@ def _seeds(match):
         lambda: tfkd.InputNoiseMatch(0.0),
         lambda: tfkd.InputNoiseMatch(float("nan")),
         lambda: tfkd.losses.JacobianCrossEntropy(0.0),
+        lambda: tfkd.JacobianMatch(num_projections=1, seed=None),
+        lambda: tfkd.InputNoiseMatch(0.1, seed=None),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_bad_arguments_are_refused(make):
     with pytest.raises(ValueError, match="Received|no random projections"):
         make()
+
+
+def test_synchronised_statistics_are_not_frozen(make_network):
+    """Keras computes them past tf.nn.moments."""
+    student = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            keras.layers.BatchNormalization(synchronized=True, name="norm"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    teacher = make_network()
+    with pytest.raises(ValueError, match="'norm'.*synchronised"):
+        tfkd.Distiller(
+            student=student,
+            teacher=teacher,
+            matches=[tfkd.JacobianMatch(batch_statistics="frozen")],
+        )
+    tfkd.Distiller(
+        student=student,
+        teacher=teacher,
+        matches=[tfkd.JacobianMatch(batch_statistics="batch")],
+    )
 
 
 def test_kinds_of_statistics_do_not_mix(make_network):

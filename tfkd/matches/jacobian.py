@@ -7,7 +7,12 @@ import numbers
 import keras
 import tensorflow as tf
 
-from tfkd.arguments import check_choice, check_count, check_positive
+from tfkd.arguments import (
+    check_choice,
+    check_count,
+    check_positive,
+    check_seed,
+)
 from tfkd.losses import SquaredError
 from tfkd.matches.base import (
     BaseMatch,
@@ -163,7 +168,7 @@ class OutputGradientMatch(InputGradientMatch):
                 'batch_statistics="moving". '
                 f"Received: batch_statistics={self.batch_statistics!r}"
             )
-        self.seed = seed
+        self.seed = check_seed(seed)
         if num_projections is not None:
             self._seeds = keras.random.SeedGenerator(seed)
 
@@ -674,7 +679,7 @@ class InputNoiseMatch(BaseMatch):
         super().__init__(weight=weight, name=name)
         self.stddev = check_positive(stddev, "stddev")
         self.loss = as_loss(SquaredError() if loss is None else loss)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self._seeds = keras.random.SeedGenerator(seed)
 
     def bind(self, *, student, teacher):
