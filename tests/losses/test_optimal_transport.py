@@ -248,24 +248,6 @@ def test_images_are_nearer_than_the_maps(settings, seed):
     assert value <= (1 + slack) * bound
 
 
-def test_places_are_solved_together():
-    """One solve of four stacked costs gives the sum over the places."""
-    rng = np.random.default_rng(0)
-    places = [
-        rng.normal(size=(2, 16, *shape)).astype("float32")
-        for shape in ((4, 4, 3), (2, 2, 5), (64,), (64,))
-    ]
-    weights = rng.uniform(size=16).astype("float32")
-    for loss in (OptimalTransport(), RelaxedEarthMover()):
-        together = loss.call_together(
-            *zip(*places, strict=True), sample_weight=weights
-        )
-        alone = sum(
-            loss.call(*place, sample_weight=weights) for place in places
-        )
-        np.testing.assert_allclose(together, alone, rtol=1e-5)
-
-
 def test_exact_solver_is_exact_and_stays_off_xla():
     y_true, y_pred = signals()
     loss = OptimalTransport(solver="exact")
@@ -273,3 +255,31 @@ def test_exact_solver_is_exact_and_stays_off_xla():
     np.testing.assert_allclose(loss(y_true, y_pred), optimum, rtol=1e-5)
     assert not loss.supports_jit
     assert OptimalTransport().supports_jit
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tolerance": 0.01}, {"solver": "exact"}, {"beta": 0.5}]
+)
+def test_settings_of_the_solver_are_saved(settings):
+    loss = OptimalTransport("euclidean", **settings)
+    copy = OptimalTransport.from_config(loss.get_config())
+    assert settings.items() <= copy.get_config().items()
+    np.testing.assert_array_equal(copy(*signals()), loss(*signals()))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "squared_euclidean"])
+def test_degenerate_batches(metric):
+    """Equal ones give 0, one example its cost, zeros cosine 1, NaN NaN."""
+    y_true, y_pred = signals(8, 16)
+    loss = OptimalTransport(metric)
+    np.testing.assert_allclose(loss(y_true, y_true), 0.0, atol=1e-5)
+    at_teacher = gradient(loss, y_true, y_true)
+    np.testing.assert_allclose(at_teacher, 0.0 * y_true, atol=1e-4)
+    _, own = exact(y_true[:1], y_pred[:1], metric)
+    np.testing.assert_allclose(loss(y_true[:1], y_pred[:1]), own, rtol=1e-5)
+    zeros = np.zeros_like(y_true)
+    value = float(loss(zeros, zeros))
+    assert value == (1.0 if metric == "cosine" else 0.0)
+    np.testing.assert_array_equal(gradient(loss, zeros, zeros), zeros)
+    y_pred[0, 0] = np.nan
+    assert np.isnan(loss(y_true, y_pred))

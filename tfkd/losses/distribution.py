@@ -70,21 +70,6 @@ class DistributionLoss(keras.losses.Loss):
         """
         raise NotImplementedError
 
-    def total_distance(self, pairs, masses):
-        """Sum of the distances at several places.
-
-        A subclass overrides it where the places can be solved together.
-
-        Args:
-            pairs: List of (`y_true`, `y_pred`), as of `distance`, which may
-                differ in all but the batch.
-            masses: As of `distance`.
-
-        Returns:
-            Scalar tensor.
-        """
-        return tf.add_n([self.distance(*pair, masses) for pair in pairs])
-
     def conditional_distance(self, y_true, y_pred, masses, labels):
         """Mean over classes of the distance between examples of one class.
 
@@ -130,27 +115,6 @@ class DistributionLoss(keras.losses.Loss):
         value, weights = self._value(y_true, y_pred, sample_weight)
         return tf.fill(tf.shape(weights), value * tf.reduce_mean(weights))
 
-    def call_together(self, y_true, y_pred, sample_weight=None):
-        """Sum over several places of what `call` gives for each.
-
-        Args:
-            y_true: List with the teacher's signal at each place.
-            y_pred: List with the student's.
-            sample_weight: As of `call`.
-
-        Returns:
-            Tensor `[batch]`.
-
-        Raises:
-            ValueError: If shapes do not fit.
-        """
-        pairs = [
-            self._comparable(*pair) for pair in zip(y_true, y_pred, strict=True)
-        ]
-        weights, masses = self._weights(pairs[0][1], sample_weight)
-        value = self.total_distance(pairs, masses)
-        return tf.fill(tf.shape(weights), value * tf.reduce_mean(weights))
-
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced value. Arguments and errors as of `call`."""
         with keras.name_scope(self.name):
@@ -168,11 +132,6 @@ class DistributionLoss(keras.losses.Loss):
     def _value(self, y_true, y_pred, sample_weight):
         """The unweighted value, a scalar, and the weights, `[batch]`."""
         y_true, y_pred = self._comparable(y_true, y_pred)
-        weights, masses = self._weights(y_pred, sample_weight)
-        return self.distance(y_true, y_pred, masses), weights
-
-    def _weights(self, y_pred, sample_weight):
-        """Weights and masses of the examples, `[batch]` each."""
         signal = y_pred["features"] if self._takes_dicts else y_pred
         weights = _example_weights(sample_weight, signal)
         total = tf.reduce_sum(weights)
@@ -183,7 +142,7 @@ class DistributionLoss(keras.losses.Loss):
             tf.math.divide_no_nan(weights, total),
             1 / tf.cast(tf.size(weights), weights.dtype),
         )
-        return weights, masses
+        return self.distance(y_true, y_pred, masses), weights
 
     @property
     def _takes_dicts(self):

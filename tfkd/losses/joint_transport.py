@@ -98,28 +98,27 @@ class JointTransport(DistributionLoss):
             )
         labels *= weight
         cost = features + labels
-        if self.tolerance is not None:
-            return ipot(
+        scales = [None]
+        if self.tolerance is None:
+            # The plan's error is in units of the solver's scale. Where pairs
+            # of other labels are dear but hardly paid for, that is the
+            # features'; where they must be paid for, the whole cost's. Both
+            # and the middle between them are tried, for the best plan.
+            low = mean_reduced_cost(features, a=masses, b=masses)
+            high = mean_reduced_cost(cost, a=masses, b=masses)
+            scales = [low, tf.sqrt(low) * tf.sqrt(high), high]
+        costs = [
+            ipot(
                 cost,
                 a=masses,
                 b=masses,
                 num_iters=self.num_iters,
                 tolerance=self.tolerance,
+                scale=scale,
             ).cost
-        # The plan's error is in units of the solver's scale. Where pairs of
-        # other labels are dear but hardly paid for, that is the features';
-        # where they must be paid for, it is the whole cost's. One solve for
-        # both and the middle between them, and the best plan.
-        low = mean_reduced_cost(features, a=masses, b=masses)
-        high = mean_reduced_cost(cost, a=masses, b=masses)
-        transport = ipot(
-            tf.stack([cost] * 3),
-            a=masses,
-            b=masses,
-            num_iters=self.num_iters,
-            scale=tf.stack([low, tf.sqrt(low) * tf.sqrt(high), high]),
-        )
-        return tf.reduce_min(transport.cost)
+            for scale in scales
+        ]
+        return tf.reduce_min(tf.stack(costs))
 
     def _label_costs(self, teacher, student):
         """L between all predictions, `[batch, batch]`."""

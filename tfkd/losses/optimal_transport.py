@@ -1,7 +1,6 @@
 """Optimal transport between a batch of teacher and of student signals."""
 
 import keras
-import tensorflow as tf
 
 from tfkd.losses.distribution import DistributionLoss, flatten
 from tfkd.transport import ipot, pairwise_cost
@@ -21,6 +20,10 @@ class OptimalTransport(DistributionLoss):
     matching examples one to one, stricter than matching statistics. The
     plan is solved for by `tfkd.transport.ipot` and is a constant of the
     gradient.
+
+    Equal batches give zero (to the solver's accuracy) and a gradient of zero;
+    one example gives its own cost; a signal of zeros has cosine cost 1 to
+    every other, without gradient; NaN gives NaN.
 
     Args:
         cost: A metric of `tfkd.transport.pairwise_cost`.
@@ -83,11 +86,6 @@ class OptimalTransport(DistributionLoss):
         """As `DistributionLoss.distance`, in units of the cost."""
         cost = self._costs(y_true, y_pred)
         return self._solve(cost, masses, masses)
-
-    def total_distance(self, pairs, masses):
-        """As `DistributionLoss.total_distance`: one solve for all places."""
-        costs = tf.stack([self._costs(*pair) for pair in pairs])  # [S, b, b]
-        return tf.reduce_sum(self._solve(costs, masses, masses))
 
     def conditional_distance(self, y_true, y_pred, masses, labels):
         """As `DistributionLoss.conditional_distance`, by a mask."""

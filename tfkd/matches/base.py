@@ -346,7 +346,10 @@ def compare_distributions(
         y_true, y_pred, sample_weight = gathered(
             (y_true, y_pred, sample_weight)
         )
-    values = loss.call_together(y_true, y_pred, sample_weight=sample_weight)
+    values = sum(
+        loss.call(*sides, sample_weight=sample_weight)
+        for sides in zip(y_true, y_pred, strict=True)
+    )
     # Every replica has the value of all; its share is that of its examples.
     return reduce_values(values[:examples], reduction=loss.reduction)
 

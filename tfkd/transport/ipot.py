@@ -127,7 +127,7 @@ def ipot(
             paper = isinstance(beta, str)
             if not paper and beta is not None:
                 beta = _constant(beta, cost)
-            plan, lower_bound = _solve(
+            plan, lower_bound = _compiled(_solve)(
                 fixed,
                 a,
                 b,
@@ -139,9 +139,12 @@ def ipot(
             )
         else:
             tolerance = _constant(tolerance, cost)
-            plan, lower_bound = _solve_to(
+            plan, lower_bound = _compiled(_solve_to)(
                 fixed, a, b, mask, tolerance, scale, int(num_iters)
             )
+    # The eager function forgets shapes where it was traced for others.
+    plan = tf.ensure_shape(plan, cost.shape)
+    lower_bound = tf.ensure_shape(lower_bound, cost.shape[:-2])
     return Transport(
         plan=plan,
         cost=tf.reduce_sum(plan * cost, axis=[-2, -1]),
@@ -204,7 +207,16 @@ def mean_reduced_cost(cost, *, a=None, b=None, mask=None):
     return _scale(None, problem, keep, mask)
 
 
-# Operation by operation from Python, the loop takes thirty times as long.
+def _compiled(solve):
+    """`solve` as a graph: its own for eager callers, else the caller's.
+
+    Operation by operation from Python, the loop takes thirty times as long.
+    A function of its own within a graph would be traced for shapes of any
+    rank once two were seen, and takes eight times as long.
+    """
+    return solve if tf.executing_eagerly() else solve.python_function
+
+
 @tf.function(autograph=False, reduce_retracing=True)
 def _solve(cost, a, b, mask, beta, scale, num_iters, paper):
     """Plan and lower bound of `ipot` after a given number of steps."""
