@@ -8,6 +8,7 @@ a batch of 2.
 """
 
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -176,18 +177,15 @@ def batch_of(size):
     return images, rng.integers(0, NUM_CLASSES, size).astype("int32")
 
 
-def distiller_of(mode, networks, images, labels):
+def distiller_of(mode, networks):
     """The compiled distiller of a mode.
 
     Args:
         mode: A `Mode`.
         networks: As `networks_of` returns.
-        images: As `batch_of` returns.
-        labels: As `batch_of` returns.
 
     Returns:
-        A `tfkd.Distiller`. With `given`, it knows the teacher's side of this
-        batch and no other.
+        A `tfkd.Distiller`.
     """
     matches = mode.matches(**networks)
     distiller = tfkd.Distiller(**networks, matches=matches)
@@ -196,10 +194,6 @@ def distiller_of(mode, networks, images, labels):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
     )
-    if mode.given:
-        # A trainer that can be given it as data is to be timed in its place.
-        observed = distiller._observe_teacher(images, labels, training=True)
-        distiller._observe_teacher = lambda *args, **kwargs: observed
     return distiller
 
 
@@ -215,9 +209,37 @@ def step_of(mode, networks, batch_size):
         A function without arguments that returns the loss.
     """
     images, labels = map(tf.constant, batch_of(batch_size))
-    distiller = distiller_of(mode, networks, images, labels)
+    distiller = distiller_of(mode, networks)
+    if mode.given:
+        labels = labels_with_teacher(
+            distiller, networks["teacher"], images, labels
+        )
     train = tf.function(distiller.train_step, jit_compile=False)
     return lambda: float(train((images, labels))["loss"])
+
+
+def labels_with_teacher(distiller, teacher, images, labels):
+    """Labels of one batch, with the teacher's side beside them.
+
+    Args:
+        distiller: As `distiller_of` returns.
+        teacher: Its teacher.
+        images: As `batch_of` returns, as a tensor.
+        labels: As `batch_of` returns, as a tensor.
+
+    Returns:
+        A dict of tensors, as `tfkd.caching` makes it.
+    """
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    with tempfile.TemporaryDirectory() as folder:
+        kept = tfkd.caching.with_teacher(
+            dataset,
+            teacher=teacher,
+            matches=distiller.matches,
+            cache_dir=folder,
+            verbose=0,
+        )
+        return next(iter(kept))[1]
 
 
 def costs_of(student, teacher):

@@ -190,9 +190,11 @@ def test_a_step_runs_no_more_convolutions_than_its_bound(name, monkeypatch):
     stem = arithmetic.convolutions(networks["student"], until="stem")
     uncounted = 2 * stem if name == "activations, attention" else stem
     images, labels = map(tf.constant, jacobian.batch_of(batch_size))
-    distiller = jacobian.distiller_of(
-        jacobian.MODES[name], networks, images, labels
-    )
+    distiller = jacobian.distiller_of(jacobian.MODES[name], networks)
+    if jacobian.MODES[name].given:
+        labels = jacobian.labels_with_teacher(
+            distiller, networks["teacher"], images, labels
+        )
     step = tf.function(lambda: distiller.train_step((images, labels)))
     counted = multiply_adds(step.get_concrete_function())
     assert counted == batch_size * (cost - uncounted)
@@ -295,4 +297,5 @@ def test_a_given_teacher_is_the_one_that_the_step_would_have_seen():
         step = jacobian.step_of(jacobian.MODES[name], networks, 4)
         losses[name] = [step() for _ in range(2)]
     assert losses["label"][0] != losses["label"][1]
-    np.testing.assert_allclose(*losses.values(), rtol=1e-4)
+    # Kept in float16.
+    np.testing.assert_allclose(*losses.values(), rtol=1e-3)

@@ -58,9 +58,7 @@ def test_losses_and_gradients_are_those_of_tfkd(name):
         )
     )
     images, labels = map(tf.constant, batch)
-    distiller = jacobian.distiller_of(
-        jacobian.MODES[name], networks, images, labels
-    )
+    distiller = jacobian.distiller_of(jacobian.MODES[name], networks)
     seen = []
     distiller.optimizer.apply_gradients = lambda pairs: seen.extend(pairs)
     ours = distiller.train_step((images, labels))["loss"]
