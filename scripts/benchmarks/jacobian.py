@@ -3,8 +3,8 @@
 VGG-9 teacher, VGG-4 student, images of 32x32x3. The table gives medians over
 the rounds, their ratios, the ratios of the fastest rounds, and the bound that
 the convolutions' arithmetic sets. Where PyTorch is installed, the same steps
-run in it, too. Last comes the peak memory at the largest batch, above that at
-a batch of 2.
+run in it, too. On Linux, last comes the peak memory at the largest batch, above
+that at a batch of 2.
 """
 
 import importlib.util
@@ -32,8 +32,9 @@ ATTENTION_LAYER = "stage2"
 FRACTION = 0.25
 SMALL_BATCH = 2  # at which memory is nearly all that does not grow with it
 
-# The targets hold for width 1, those of time at this batch.
-TARGET_BATCH = 32
+# The targets hold for width 1: those of time at the one batch, that of memory
+# at the other.
+TARGET_BATCH, MEMORY_BATCH = 32, 128
 MEMORY_TARGET = 3.5
 ATTENTION_TARGET = 1.0
 
@@ -296,6 +297,8 @@ def run(options):
         has_targets = batch_size == TARGET_BATCH and options.width == 1
         common.say(f"Batch {batch_size}\n")
         common.say(time_table(seconds, bounds_of(costs), has_targets) + "\n")
+    if not memory.STATUS.exists():
+        return
     batch_size = max(options.batch_size)
     peaks = {
         name: [
@@ -305,7 +308,8 @@ def run(options):
         for name in ("ce", "label")
     }
     common.say(f"Peak memory, batch {batch_size} above {SMALL_BATCH}\n")
-    common.say(memory_table(peaks, options.width == 1))
+    has_target = batch_size == MEMORY_BATCH and options.width == 1
+    common.say(memory_table(peaks, has_target))
 
 
 def time_table(seconds, bounds, has_targets):
@@ -344,12 +348,12 @@ def time_table(seconds, bounds, has_targets):
     return common.markdown_table(_HEADER + _TORCH_HEADER * torch, rows)
 
 
-def memory_table(peaks, has_targets):
+def memory_table(peaks, has_target):
     """The table of memory.
 
     Args:
         peaks: Mode -> peaks of the small and the large batch, in bytes.
-        has_targets: Whether to show the target.
+        has_target: Whether to show the target.
 
     Returns:
         A string.
@@ -361,7 +365,7 @@ def memory_table(peaks, has_targets):
             name,
             f"{size / 1e6:.0f}",
             f"{size / above['ce']:.2f}",
-            _target(targets.get(name), has_targets),
+            _target(targets.get(name), has_target),
         )
         for name, size in above.items()
     ]

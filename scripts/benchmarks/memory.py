@@ -4,7 +4,7 @@ import concurrent.futures
 import multiprocessing
 import pathlib
 
-_STATUS = pathlib.Path("/proc/self/status")
+STATUS = pathlib.Path("/proc/self/status")
 
 
 def peak(function, *args):
@@ -26,7 +26,7 @@ def peak(function, *args):
 def _measured(function, *args):
     function(*args)
     # Not getrusage: its peak also counts the process that started this one.
-    for line in _STATUS.read_text().splitlines():
+    for line in STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
-    raise OSError(f"{_STATUS} tells no peak of memory.")
+    raise OSError(f"{STATUS} tells no peak of memory.")

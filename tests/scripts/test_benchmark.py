@@ -252,11 +252,11 @@ def test_without_pytorch_and_targets_their_cells_are_left_out(costs):
 
 def test_memory_is_above_that_of_the_small_batch():
     peaks = {"ce": [200e6, 300e6], "label": [250e6, 550e6]}
-    assert cells(jacobian.memory_table(peaks, has_targets=True)) == [
+    assert cells(jacobian.memory_table(peaks, has_target=True)) == [
         ["ce", "100", "1.00", ""],
         ["label", "300", "3.00", "3.50"],
     ]
-    rows = cells(jacobian.memory_table(peaks, has_targets=False))
+    rows = cells(jacobian.memory_table(peaks, has_target=False))
     assert {row[3] for row in rows} == {""}
 
 
