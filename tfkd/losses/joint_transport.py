@@ -32,7 +32,8 @@ class JointTransport(DistributionLoss):
             mean costs of features and predictions, a constant of the
             gradient, so that both weigh alike.
         label_distance: L.
-        num_iters: Steps of the solver, see `tfkd.transport.ipot`. >= 1.
+        num_iters: Steps of the solver, >= 1; None: see
+            `tfkd.transport.ipot`.
         tolerance: Relative gap to go on to, see `tfkd.transport.ipot`, or
             None.
         name: As of `keras.losses.Loss`.
@@ -63,7 +64,7 @@ class JointTransport(DistributionLoss):
         weight=None,
         *,
         label_distance="squared_euclidean",
-        num_iters=50,
+        num_iters=None,
         tolerance=None,
         name=None,
         reduction="sum_over_batch_size",
@@ -78,7 +79,9 @@ class JointTransport(DistributionLoss):
         self.label_distance = check_choice(
             label_distance, _LABEL_DISTANCES, "label_distance"
         )
-        self.num_iters = check_count(num_iters, "num_iters")
+        if num_iters is not None:
+            check_count(num_iters, "num_iters")
+        self.num_iters = num_iters
         self.tolerance = tolerance
 
     def distance(self, y_true, y_pred, masses):

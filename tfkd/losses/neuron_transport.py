@@ -38,7 +38,8 @@ class NeuronTransport(DistributionLoss):
             (by weight) and positions, which makes the value independent of
             the batch size. False: summed over those of positive weight, as
             printed.
-        num_iters: Steps of the solver, see `tfkd.transport.ipot`. >= 1.
+        num_iters: Steps of the solver, >= 1; None: see
+            `tfkd.transport.ipot`.
         name: As of `keras.losses.Loss`.
         reduction: As of `keras.losses.Loss`.
         dtype: As of `keras.losses.Loss`. Computations are in float32 at
@@ -63,7 +64,7 @@ class NeuronTransport(DistributionLoss):
         plan="optimal",
         *,
         normalize=True,
-        num_iters=50,
+        num_iters=None,
         name=None,
         reduction="sum_over_batch_size",
         dtype=None,
@@ -72,7 +73,9 @@ class NeuronTransport(DistributionLoss):
         self.plan = check_choice(plan, _PLANS, "plan")
         self.same_shape = plan == "identity"
         self.normalize = bool(normalize)
-        self.num_iters = check_count(num_iters, "num_iters")
+        if num_iters is not None:
+            check_count(num_iters, "num_iters")
+        self.num_iters = num_iters
 
     def distance(self, y_true, y_pred, masses):
         """As `DistributionLoss.distance`, in feature units."""

@@ -29,7 +29,8 @@ class OptimalTransport(DistributionLoss):
         cost: A metric of `tfkd.transport.pairwise_cost`.
         beta: None (scale-free), a number or "paper", see
             `tfkd.transport.ipot`.
-        num_iters: Steps of the solver. >= 1.
+        num_iters: Steps of the solver, >= 1; None: see
+            `tfkd.transport.ipot`.
         tolerance: Relative gap to go on to, see `tfkd.transport.ipot`, or
             None.
         solver: "ipot", or "exact" for an optimal assignment on the CPU,
@@ -56,7 +57,7 @@ class OptimalTransport(DistributionLoss):
         cost="cosine",
         *,
         beta=None,
-        num_iters=50,
+        num_iters=None,
         tolerance=None,
         solver="ipot",
         name=None,
@@ -73,7 +74,7 @@ class OptimalTransport(DistributionLoss):
         )
         self.cost = cost
         self.beta = beta
-        self.num_iters = int(num_iters)
+        self.num_iters = None if num_iters is None else int(num_iters)
         self.tolerance = tolerance
         self.solver = solver
 
