@@ -28,6 +28,7 @@ SMOKE = {
     "dimensions": 16,
     "batch_size": 4,
     "width": 0.0625,
+    "teacher": "resnet8x4",
     "neurons": 16,
 }
 METHODS = ("remd", "ipot")
@@ -86,6 +87,17 @@ def add_arguments(parser):
         help="of both networks of the second table",
     )
     add(
+        "--teacher",
+        default="resnet32x4",
+        help="network of the second table",
+    )
+    add(
+        "--torch-threads",
+        type=common.integer(1),
+        default=1,
+        help="of PyTorch, whose threads wait for each other on a busy machine",
+    )
+    add(
         "--neurons",
         type=common.integer(_SMALL + 1),
         default=2048,
@@ -99,8 +111,8 @@ def run(options):
     for size in options.sizes:
         teacher, student = features(size, options.dimensions)
         exact[size] = exact_cost(teacher, student)
-        for name, step in solver_steps(teacher, student).items():
-            steps[size, name] = step
+        peers = solver_steps(teacher, student, options.torch_threads)
+        steps |= {(size, name): step for name, step in peers.items()}
     errors = {
         (size, name): relative_error(step()[0], exact[size])
         for (size, name), step in steps.items()
@@ -110,7 +122,9 @@ def run(options):
     common.say(solver_table(seconds, errors) + "\n")
 
     steps = {
-        method: step_of(method, options.batch_size, options.width)
+        method: step_of(
+            method, options.batch_size, options.width, options.teacher
+        )
         for method in METHODS
     }
     seconds = timing.times(steps, options.rounds)
@@ -150,18 +164,22 @@ def relative_error(value, exact):
     return abs(float(value) - exact) / exact
 
 
-def solver_steps(teacher, student):
+def solver_steps(teacher, student, torch_threads=1):
     """Name -> function that returns value and gradient; POT's first.
 
     Args:
         teacher: `[n, dimensions]`, float32.
         student: As the teacher's.
+        torch_threads: Of PyTorch.
 
     Returns:
         A dict; the gradient is None where there is none.
     """
     has_torch = importlib.util.find_spec("torch")
     if has_torch:
+        import torch
+
+        torch.set_num_threads(torch_threads)
         steps = {"POT, PyTorch": _pot_in_torch(teacher, student)}
     else:
         steps = {"POT, NumPy, value alone": _pot(teacher, student)}
@@ -205,7 +223,6 @@ def _in_torch(function, teacher, student):
     """Value and gradient of a function of the student's and the teacher's."""
     import torch
 
-    torch.set_num_threads(timing.THREADS)
     teacher, student = torch.tensor(teacher), torch.tensor(student)
     student.requires_grad_()
 
@@ -304,13 +321,14 @@ def _ratios(values, others):
 # === Methods ===
 
 
-def step_of(method, batch_size, width):
+def step_of(method, batch_size, width, teacher="resnet32x4"):
     """A function that runs one training step of a method.
 
     Args:
         method: A name of `tfkd.methods`.
         batch_size: Images.
         width: Of both networks.
+        teacher: Its network.
 
     Returns:
         A function without arguments that returns the loss.
@@ -320,7 +338,7 @@ def step_of(method, batch_size, width):
         role: tfkd.models.build(
             name, num_classes=100, input_shape=(32, 32, 3), width=width
         )
-        for role, name in (("student", "resnet8x4"), ("teacher", "resnet32x4"))
+        for role, name in (("student", "resnet8x4"), ("teacher", teacher))
     }
     distiller = tfkd.Distiller(
         **networks, matches=tfkd.methods.build(method, **networks)
