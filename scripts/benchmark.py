@@ -5,9 +5,14 @@ all of them alike.
 """
 
 import common
-from benchmarks import gaussian, jacobian, methods, timing
+from benchmarks import gaussian, jacobian, methods, timing, transport
 
-TABLES = {"methods": methods, "jacobian": jacobian, "gaussian": gaussian}
+TABLES = {
+    "methods": methods,
+    "jacobian": jacobian,
+    "gaussian": gaussian,
+    "transport": transport,
+}
 
 
 def parser(table="methods"):
