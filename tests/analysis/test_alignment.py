@@ -27,6 +27,19 @@ def test_equal_networks_have_equal_points(make_network, data):
     assert result.teacher.shape == (8, 2)
 
 
+def test_batches_may_have_weights_or_no_labels(make_network, images):
+    network = make_network(4, seed=1)
+    x, y = images
+    for parts, labelled in (
+        ((x, y, np.ones(len(x))), True),
+        ((x, y), True),
+        ((x,), False),
+    ):
+        batches = tf.data.Dataset.from_tensor_slices(parts).batch(3)
+        result = feature_alignment(network, network, batches)
+        assert (result.labels is not None) == labelled
+
+
 def test_points_lie_on_the_principal_axes(make_network, images, data):
     """Against the singular vectors of all features, centred."""
     student, teacher = make_network(4, seed=1), make_network(4, seed=2)

@@ -104,8 +104,11 @@ def test_the_logger_begins_at_one_and_follows_training(
 
 def test_wrong_arguments_are_refused(make_network, data):
     network = make_network(4)
-    with pytest.raises(ValueError, match="`layers`"):
-        transport_trace(network, network, data, [])
+    for layers in ([], "conv1", [None]):
+        with pytest.raises(ValueError, match="`layers`"):
+            transport_trace(network, network, data, layers)
+        with pytest.raises(ValueError, match="`layers`"):
+            TransportTraceLogger(network, data, layers)
     with pytest.raises(ValueError, match="no layer 'conv3'"):
         transport_trace(network, network, data, ["conv3"])
     with pytest.raises(ValueError, match="differ at layer 'conv1'"):

@@ -555,6 +555,24 @@ def test_polar_factor_reaches_small_singular_values():
         np.testing.assert_allclose(factor, np.eye(9), atol=1e-6)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("units", [(1e-15, 1e-15), (1e-25, 1.0), (1e15, 1.0)])
+@pytest.mark.parametrize("sizes", [(12, 12, 20), (30, 30, 5)])
+def test_tiny_and_huge_signals_have_a_rotation(sizes, units, jit_compile):
+    """Squares of their products are below the least number of float32."""
+    sides = points(*sizes)
+    rotation = tf.function(polar_factor, jit_compile=jit_compile)
+    scaled = [
+        tf.constant(unit * side, "float32")
+        for unit, side in zip(units, sides, strict=True)
+    ]
+    np.testing.assert_allclose(
+        rotation(*scaled), polar_factor(*map(tf.constant, sides)), atol=1e-3
+    )
+    nothing = rotation(scaled[0], 0.0 * scaled[1])
+    assert np.all(np.isfinite(nothing))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

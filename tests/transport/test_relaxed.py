@@ -108,3 +108,12 @@ def test_gradient_agrees_with_central_differences():
     )
     assert np.count_nonzero(expected) in (3, 4)
     np.testing.assert_allclose(tape.gradient(value, variable), expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_nan_is_not_hidden(jit_compile):
+    """Not by XLA's minimum, which passes it over."""
+    solve = tf.function(relaxed_emd, jit_compile=jit_compile)
+    cost = np.random.default_rng(0).uniform(size=(2, 3, 4))
+    cost[1, 2, 0] = np.nan
+    np.testing.assert_array_equal(np.isnan(solve(cost)), [False, True])

@@ -179,6 +179,29 @@ def test_nan_is_not_hidden(metric):
     assert np.isnan(ipot(cost).cost)
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+@pytest.mark.parametrize("settings", [{}, {"beta": 0.1}, {"tolerance": 1e-3}])
+def test_costs_of_forbidden_pairs_do_not_matter(settings, nothing):
+    """Of points without mass, or of another block."""
+    cost = tf.constant(np.random.default_rng(0).uniform(size=(6, 6)))
+    blocks = np.kron(np.eye(2), np.ones((3, 3))) > 0
+    there = np.array([0.2, 0.2, 0.0, 0.2, 0.2, 0.2])
+    for keep, problem in (
+        (blocks, {"mask": blocks}),
+        (np.outer(there, there) > 0, {"a": there, "b": there}),
+    ):
+        expected = ipot(cost, **problem, **settings)
+        spoilt = tf.where(keep, cost, tf.cast(nothing, cost.dtype))
+        with tf.GradientTape() as tape:
+            tape.watch(spoilt)
+            received = ipot(spoilt, **problem, **settings)
+        assert received.cost == expected.cost
+        assert received.lower_bound == expected.lower_bound
+        np.testing.assert_array_equal(
+            tape.gradient(received.cost, spoilt), expected.plan
+        )
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_low_precision_is_cast_up_before_the_solve(dtype):
     low = tf.cast(problem(n=8), dtype)

@@ -50,7 +50,8 @@ def feature_alignment(
     Args:
         student: A built Keras model.
         teacher: A built Keras model of the same inputs.
-        data: A `tf.data.Dataset` of batches `(x, y)` or x.
+        data: A `tf.data.Dataset` of batches `(x, y, weights)`, `(x, y)` or
+            x; weights are not read.
         at: A layer's name in both networks, or a pair ("student layer",
             "teacher layer"); None: the outputs. Features are flattened.
         projector: Layer that the student's features go through, where their
@@ -74,7 +75,8 @@ def feature_alignment(
     ours, theirs = at if isinstance(at, tuple | list) else (at, at)
     y_pred, y_true, labels = [], [], []
     for batch in data:
-        x, y = batch if isinstance(batch, tuple) else (batch, None)
+        batch = batch if isinstance(batch, tuple) else (batch,)
+        x, y = (*batch, None)[:2]
         signal = _signal(student, x, ours)
         y_pred.append(_flat(projector(signal) if projector else signal))
         y_true.append(_flat(_signal(teacher, x, theirs)))

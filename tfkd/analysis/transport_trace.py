@@ -65,12 +65,7 @@ def transport_trace(model_a, model_b, data, layers):
 
     Reference: Li, Grandvalet, Flamary, Courty & Dou 2020, figure 2.
     """
-    layers = list(layers)
-    if not layers:
-        raise ValueError(
-            "Invalid value for argument `layers`. Expected at least one name. "
-            f"Received: layers={layers}"
-        )
+    layers = _names(layers)
     products = [_Products() for _ in layers]
     for batch in data:
         x = batch[0] if isinstance(batch, tuple) else batch
@@ -152,7 +147,7 @@ class TransportTraceLogger(keras.callbacks.Callback):
         super().__init__()
         self.reference = reference
         self.data = data
-        self.layers = list(layers)
+        self.layers = _names(layers)
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the traces to the logs."""
@@ -162,6 +157,18 @@ class TransportTraceLogger(keras.callbacks.Callback):
         )
         for layer, trace in zip(result.layers, result.traces, strict=True):
             logs[f"trace_{layer}"] = float(trace)
+
+
+def _names(layers):
+    """The names as a list, checked."""
+    # A string is a list of letters, too.
+    names = [] if isinstance(layers, str) else list(layers)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "Invalid value for argument `layers`. Expected a list of at least "
+            f"one name. Received: layers={layers!r}"
+        )
+    return names
 
 
 class _Products:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tfkd.losses.distribution import DistributionLoss, flatten, same_class
 from tfkd.transport import pairwise_cost, relaxed_emd
 from tfkd.transport.costs import check_metric
-from tfkd.transport.plan import min_where
+from tfkd.transport.plan import min_where, nan_where_nan
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -17,7 +17,9 @@ class RelaxedEarthMover(DistributionLoss):
     cost from the teacher's signal i to the student's signal j, flattened,
     and a, b the masses of the examples.
 
-    A lower bound of `OptimalTransport` that needs no solver.
+    A lower bound of `OptimalTransport` that needs no solver. Equal batches
+    give zero (to rounding); one example gives its own cost; a signal of zeros
+    has cosine cost 1 to every other, without gradient; NaN gives NaN.
 
     Args:
         cost: A metric of `tfkd.transport.pairwise_cost`.
@@ -69,7 +71,7 @@ class RelaxedEarthMover(DistributionLoss):
             tf.linalg.matvec(tf.cast(like, cost.dtype), columns),
         )
         share = tf.math.divide_no_nan(a, tf.linalg.matvec(own, a))
-        return tf.reduce_sum(share * dearer)
+        return nan_where_nan(tf.reduce_sum(share * dearer), cost)
 
     def _costs(self, y_true, y_pred):
         return pairwise_cost(

@@ -61,7 +61,8 @@ def ipot(
     among the costs of pairs that may carry mass gives a cost of NaN.
 
     Args:
-        cost: `C`, `[..., n, m]`, finite; any units, any sign.
+        cost: `C`, `[..., n, m]`, finite for pairs that may carry mass; any
+            units, any sign.
         a: Masses of the rows, `[n]` or `[..., n]`, non-negative, with sum
             one; or all zero, for a cost of zero. A point without mass has no
             part in the result. None: `1 / n` each.
@@ -110,7 +111,11 @@ def ipot(
     check_settings(
         beta=beta, num_iters=num_iters, tolerance=tolerance, solver=solver
     )
+    every = a is None and b is None and mask is None
     cost, a, b, mask = check_problem(cost, a, b, mask)
+    if not every:
+        # Nothing times infinity or NaN would be NaN.
+        cost = tf.where(_pairs(a, b, mask), cost, tf.zeros_like(cost))
     if num_iters is None:
         relative = beta is None and tolerance is None
         num_iters = _NUM_ITERS if relative else _PRINTED_NUM_ITERS

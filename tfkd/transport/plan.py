@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
@@ -74,6 +75,21 @@ def min_where(values, keep, axis):
     smallest = tf.reduce_min(tf.where(keep, values, values.dtype.max), axis)
     kept = tf.reduce_any(keep, axis)
     return tf.where(kept, smallest, tf.zeros_like(smallest))
+
+
+def nan_where_nan(values, cost):
+    """`values`, or NaN where a cost is, which XLA's minima pass over.
+
+    Args:
+        values: Made of the costs, `[...]`.
+        cost: `[..., n, m]`.
+
+    Returns:
+        Tensor `[...]`, NaN with a gradient of NaN where any cost is.
+    """
+    found = tf.reduce_any(tf.math.is_nan(cost), axis=[-2, -1])
+    one = tf.ones_like(values)
+    return values * tf.where(found, np.nan * one, one)
 
 
 def _masses(masses, cost, axis, argument):

@@ -34,8 +34,9 @@ def polar_factor(x, y, *, mask=None):
     """
     x, y = tf.stop_gradient(x), tf.stop_gradient(y)
     if mask is None and is_flat(x, y):
-        x_basis, x = tf.linalg.qr(x)  # [..., n, d], [..., d, d]
-        y_basis, y = tf.linalg.qr(y)
+        # [..., n, d], [..., d, d]
+        x_basis, x = tf.linalg.qr(_of_order_one(x))
+        y_basis, y = tf.linalg.qr(_of_order_one(y))
         core = _orthogonal(tf.matmul(x, y, transpose_b=True))
         core = tf.matmul(core, y_basis, transpose_b=True)
         result = tf.matmul(x_basis, core)
@@ -67,17 +68,26 @@ def is_flat(x, y):
     return x.shape[-1] is not None and x.shape[-1] < min(points)
 
 
+def _of_order_one(matrix):
+    """In units of its largest entry: then no square that matters vanishes."""
+    tiny = np.finfo(matrix.dtype.as_numpy_dtype).tiny
+    largest = tf.reduce_max(tf.abs(matrix), axis=[-2, -1], keepdims=True)
+    return matrix / tf.maximum(largest, tiny)
+
+
 # Operation by operation from Python, the steps take seven times as long.
 @tf.function(autograph=False, reduce_retracing=True)
 def _orthogonal(matrix):
     """The orthogonal factor of a matrix, by Newton and Schulz's iteration."""
+    matrix = _of_order_one(matrix)
     # No singular value is above any norm.
     rows = tf.reduce_max(tf.reduce_sum(tf.abs(matrix), -1), -1)
     columns = tf.reduce_max(tf.reduce_sum(tf.abs(matrix), -2), -1)
     norm = tf.minimum(
         tf.norm(matrix, axis=[-2, -1]), tf.sqrt(rows) * tf.sqrt(columns)
     )
-    result = matrix / tf.maximum(norm, 1e-30)[..., None, None]
+    # The norm of a matrix with an entry of 1 is no less.
+    result = matrix / tf.maximum(norm, 1.0)[..., None, None]
     # Enough to lift what stands just above rounding.
     rounding = np.finfo(matrix.dtype.as_numpy_dtype).eps
     lifting_steps = math.ceil(-math.log(rounding) / math.log(_LIFT[0]))

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfkd.transport.plan import check_problem, min_where
+from tfkd.transport.plan import check_problem, min_where, nan_where_nan
 
 
 def relaxed_emd(cost, *, a=None, b=None):
@@ -14,7 +14,7 @@ def relaxed_emd(cost, *, a=None, b=None):
     A point without mass is nobody's nearest.
 
     Args:
-        cost: `C`, `[..., n, m]`, finite.
+        cost: `C`, `[..., n, m]`, finite; NaN gives NaN.
         a: Masses of the rows, `[n]` or `[..., n]`, non-negative, with sum
             one; or all zero, for a value of zero. None: `1 / n` each.
         b: The same for the columns, `[m]` or `[..., m]`.
@@ -37,7 +37,8 @@ def relaxed_emd(cost, *, a=None, b=None):
     cost, a, b, _ = check_problem(cost, a, b)
     to_columns = min_where(cost, b[..., None, :] > 0, axis=-1)  # [..., n]
     to_rows = min_where(cost, a[..., :, None] > 0, axis=-2)  # [..., m]
-    return tf.maximum(
+    dearer = tf.maximum(
         tf.reduce_sum(a * to_columns, axis=-1),
         tf.reduce_sum(b * to_rows, axis=-1),
     )
+    return nan_where_nan(dearer, cost)
