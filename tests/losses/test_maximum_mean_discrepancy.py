@@ -139,6 +139,14 @@ def test_is_never_negative(kernel):
         assert 0 <= loss(unit * y_true, unit * y_pred) < np.inf
 
 
+@pytest.mark.parametrize("distance", [1e-3, 1.0, 1e3])
+def test_gaussian_of_one_example_is_blind_to_the_distance(distance):
+    loss = MaximumMeanDiscrepancy("gaussian")
+    value = loss([[0.0, 1.0]], [[distance, 1.0]])
+    np.testing.assert_allclose(value, 2 - 2 * np.exp(-0.5), rtol=1e-5)
+    assert float(loss([[0.0, 1.0]], [[0.0, 1.0]])) == 0.0
+
+
 def test_energy_draws_pairs_together_to_the_last():
     """Though squares expanded in float32 lose 1e-4 beside 10.
 

@@ -26,7 +26,12 @@ class MaximumMeanDiscrepancy(DistributionLoss):
       parameter, and with attraction at any distance
 
     This is the biased estimate (pairs i = i count), which is never negative
-    and is zero for equal batches.
+    and is zero for equal batches. NaN gives NaN.
+
+    The Gaussian's width follows the batch. Of one example (or one with more
+    than 0.71 of the mass) it is the distance of its own two signals: the value
+    is then 0.787 for any distance but zero, and the gradient grows as they
+    approach. For such batches use another kernel.
 
     Args:
         kernel: "gaussian", "polynomial" or "energy".
