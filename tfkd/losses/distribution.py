@@ -257,6 +257,7 @@ def count_examples(masses):
 
 def flatten(signal):
     """`[batch, ...]` as `[batch, features]`; `[batch]` as `[batch, 1]`."""
+    signal = tf.convert_to_tensor(signal)
     # TensorFlow infers no size where the batch's is unknown as well.
     features = signal.shape[1:].num_elements()
     if features is None:
