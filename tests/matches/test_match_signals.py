@@ -92,7 +92,7 @@ def test_class_conditional_trains_and_is_saved(
     ]
     assert matches[0].how == (
         "ClassConditional(OptimalTransport(cost=squared_euclidean, "
-        "num_iters=50, solver=ipot))"
+        "solver=ipot))"
     )
     distiller = tfkd.Distiller(
         student=student, teacher=teacher, matches=matches
