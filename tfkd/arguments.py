@@ -78,7 +78,7 @@ def check_choice(value, choices, argument):
 
 
 def check_seed(value):
-    """`value` as an int, if it is an integer.
+    """`value` as an int, if it is an integer in [0, 2**32).
 
     Args:
         value: Anything.
@@ -89,9 +89,13 @@ def check_seed(value):
     Raises:
         ValueError: If it is anything else.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    if (
+        not isinstance(value, numbers.Integral)
+        or isinstance(value, bool)
+        or not 0 <= value < 2**32
+    ):
         raise ValueError(
-            "Invalid value for argument `seed`. Expected an integer. "
-            f"Received: seed={value!r}"
+            "Invalid value for argument `seed`. Expected an integer in "
+            f"[0, 2**32). Received: seed={value!r}"
         )
     return int(value)

@@ -66,8 +66,8 @@ def features(batch_size, width):
 def wasserstein_steps(teacher, student):
     """(Distance, by what) -> function that computes it, with gradient."""
 
-    def distance(x, y):
-        return gaussian_squared_wasserstein(x=x, y=y)
+    def distance(teacher, student):
+        return gaussian_squared_wasserstein(x=student, y=teacher)
 
     if importlib.util.find_spec("torch"):
         formula, how = _pot_in_torch(teacher, student), "POT, PyTorch"
@@ -75,21 +75,28 @@ def wasserstein_steps(teacher, student):
         formula, how = _pot(teacher, student), "POT, NumPy, value alone"
     return {
         ("Wasserstein", how): formula,
-        ("Wasserstein", "graph"): _step(distance, teacher, student),
-        ("Wasserstein", "XLA"): _step(distance, teacher, student, True),
+        ("Wasserstein", "graph"): timing.gradient_step(
+            distance, teacher, student
+        ),
+        ("Wasserstein", "XLA"): timing.gradient_step(
+            distance, teacher, student, True
+        ),
     }
 
 
 def kl_steps(teacher, student):
     """(Distance, by what) -> function that computes it, with gradient."""
 
-    def divergence(x, y):
-        return gaussian_kl(x=x, y=y, ridge=_RIDGE)
+    def divergence(teacher, student):
+        return gaussian_kl(x=student, y=teacher, ridge=_RIDGE)
+
+    def dense(teacher, student):
+        return dense_kl(student, teacher)
 
     return {
-        ("KL", "covariances"): _step(dense_kl, teacher, student),
-        ("KL", "graph"): _step(divergence, teacher, student),
-        ("KL", "XLA"): _step(divergence, teacher, student, True),
+        ("KL", "covariances"): timing.gradient_step(dense, teacher, student),
+        ("KL", "graph"): timing.gradient_step(divergence, teacher, student),
+        ("KL", "XLA"): timing.gradient_step(divergence, teacher, student, True),
     }
 
 
@@ -137,20 +144,6 @@ def table(seconds):
             row += ["", ""]
         rows.append(row)
     return common.markdown_table(_HEADER, rows)
-
-
-def _step(function, teacher, student, jit_compile=False):
-    """Value and gradient with respect to the student's features."""
-
-    @tf.function(autograph=False, jit_compile=jit_compile)
-    def evaluate(teacher, student):
-        with tf.GradientTape() as tape:
-            tape.watch(student)
-            value = function(student, teacher)
-        return value, tape.gradient(value, student)
-
-    arguments = tf.constant(teacher), tf.constant(student)
-    return lambda: [result.numpy() for result in evaluate(*arguments)]
 
 
 def _pot(teacher, student):

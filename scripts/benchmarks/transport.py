@@ -184,8 +184,10 @@ def solver_steps(teacher, student, torch_threads=1):
     else:
         steps = {"POT, NumPy, value alone": _pot(teacher, student)}
     loss = OptimalTransport("squared_euclidean")
-    steps["tfkd, graph"] = _step(loss, teacher, student)
-    steps["tfkd, XLA"] = _step(loss, teacher, student, jit_compile=True)
+    steps["tfkd, graph"] = timing.gradient_step(loss, teacher, student)
+    steps["tfkd, XLA"] = timing.gradient_step(
+        loss, teacher, student, jit_compile=True
+    )
     if has_torch and importlib.util.find_spec("geomloss"):
         # The second takes smaller steps towards the same regularization.
         steps["geomloss"] = _geomloss(teacher, student)
@@ -196,20 +198,6 @@ def solver_steps(teacher, student, torch_threads=1):
         steps["ott-jax"] = _ott(teacher, student)
         steps["ott-jax, epsilon 1"] = _ott(teacher, student, epsilon=1.0)
     return steps
-
-
-def _step(loss, teacher, student, jit_compile=False):
-    """Value and gradient with respect to the student's features."""
-
-    @tf.function(autograph=False, jit_compile=jit_compile)
-    def evaluate(teacher, student):
-        with tf.GradientTape() as tape:
-            tape.watch(student)
-            value = loss(teacher, student)
-        return value, tape.gradient(value, student)
-
-    arguments = tf.constant(teacher), tf.constant(student)
-    return lambda: [result.numpy() for result in evaluate(*arguments)]
 
 
 def _pot(teacher, student):
@@ -391,7 +379,9 @@ def neuron_steps(neurons):
 
 
 def _neuron_step(name, teacher, student):
-    return _step(NeuronTransport(), teacher, student, name == "XLA")
+    return timing.gradient_step(
+        NeuronTransport(), teacher, student, name == "XLA"
+    )
 
 
 def neurons_alone(name, neurons):

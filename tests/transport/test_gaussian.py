@@ -5,6 +5,7 @@ import ot
 import pytest
 import reference
 import tensorflow as tf
+from samples import points, random_masses
 
 from tfkd.transport import (
     gaussian_squared_wasserstein,
@@ -24,20 +25,6 @@ SIZES = [
 ]
 SMALL = [(4, 4, 6), (6, 6, 3), (3, 5, 6), (5, 3, 4)]
 COVARIANCES = ("full", "diagonal")
-
-
-def points(n, m, d, *, seed=0):
-    """Two samples in float64, of spectra that decay differently."""
-    rng = np.random.default_rng(seed)
-    scale = 1 / np.sqrt(1 + np.arange(d))
-    x = rng.normal(size=(n, d)) + 1
-    y = rng.normal(size=(m, d)) * scale @ rng.normal(size=(d, d))
-    return x, y / np.sqrt(d)
-
-
-def random_masses(n, *, seed=0):
-    masses = np.random.default_rng(seed).uniform(0.1, 1.0, size=n)
-    return masses / masses.sum()
 
 
 def expected_distance(x, y, a=None, b=None, *, covariance="full"):

@@ -1,6 +1,5 @@
 """Accuracy under Gaussian noise on the inputs."""
 
-import numbers
 from typing import NamedTuple
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.analysis.figures import check_labelled, panels, styles, tidy
+from tfkd.arguments import check_count, check_seed
 
 # Noise is drawn for this many examples at a time, whatever the data's batches
 # are, so that an example's noise is a function of its position. Another
@@ -85,16 +85,7 @@ def noise_robustness(
     Reference: Srinivas & Fleuret 2018, section 6.2 and table 2.
     """
     stddevs = _check_stddevs(stddevs)
-    if not _is_integer(draws) or draws < 1:
-        raise ValueError(
-            "Invalid value for argument `draws`. Expected an integer >= 1. "
-            f"Received: draws={draws!r}"
-        )
-    if not _is_integer(seed) or not 0 <= seed < 2**32:
-        raise ValueError(
-            "Invalid value for argument `seed`. Expected an integer in "
-            f"[0, 2**32). Received: seed={seed!r}"
-        )
+    draws, seed = check_count(draws, "draws"), check_seed(seed)
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
             "Invalid value for argument `model`. Expected a built Keras "
@@ -266,8 +257,3 @@ def _check_stddevs(stddevs):
             f"finite numbers >= 0. Received: stddevs={stddevs!r}"
         )
     return array
-
-
-def _is_integer(value):
-    """Whether `value` is a Python or NumPy integer, and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,7 +1,6 @@
 """Labelled images as standardised `tf.data` pipelines with fixed splits."""
 
-import numbers
-
+from tfkd.arguments import check_count, check_seed
 from tfkd.data import dataset, digits, idx
 from tfkd.data.dataset import Dataset
 
@@ -50,31 +49,16 @@ def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
     >>> digits.num_train, digits.input_shape
     (100, (32, 32, 1))
     """
-    if not _is_integer(batch_size) or batch_size < 1:
-        raise ValueError(
-            "Invalid value for argument `batch_size`. Expected an integer "
-            f">= 1. Received: batch_size={batch_size!r}"
-        )
-    if examples_per_class is not None and (
-        not _is_integer(examples_per_class) or examples_per_class < 1
-    ):
-        raise ValueError(
-            "Invalid value for argument `examples_per_class`. Expected an "
-            "integer >= 1, or None for all. "
-            f"Received: examples_per_class={examples_per_class!r}"
-        )
-    if not _is_integer(seed) or not 0 <= seed < 2**32:
-        raise ValueError(
-            "Invalid value for argument `seed`. Expected an integer in "
-            f"[0, 2**32). Received: seed={seed!r}"
-        )
+    batch_size, seed = check_count(batch_size, "batch_size"), check_seed(seed)
+    if examples_per_class is not None:
+        check_count(examples_per_class, "examples_per_class")
     return dataset.assemble(
         name,
         _read(name),
-        batch_size=int(batch_size),
+        batch_size=batch_size,
         examples_per_class=examples_per_class,
         index=index,
-        seed=int(seed),
+        seed=seed,
     )
 
 
@@ -89,8 +73,3 @@ def _read(name):
         f"Expected one of {NAMES}, FOLDER being a path. "
         f"Received: name={name!r}"
     )
-
-
-def _is_integer(value):
-    """Whether `value` is a Python or NumPy integer, and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
