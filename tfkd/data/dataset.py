@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,8 @@ class Dataset:
             digits, 0 to 255 for IDX files. Images are taken as they are
             served (enlarged or padded) without augmentation.
         num_train, num_validation, num_test: Number of images.
+        skipped: Names of corrupt images that were left out, a tuple of
+            strings.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset:
     num_train: int
     num_validation: int
     num_test: int
+    skipped: tuple[str, ...] = ()
 
 
 class Examples(NamedTuple):
@@ -76,6 +79,10 @@ class Examples(NamedTuple):
         return self._replace(
             images=self.images[indices], labels=self.labels[indices]
         )
+
+    def labelled(self, labels):
+        """The examples with other labels, `[examples]`."""
+        return self._replace(labels=labels)
 
     def moments(self):
         """Mean and standard deviation of each channel, in float64.
@@ -159,16 +166,22 @@ class Source(NamedTuple):
     """What a reader hands over, before any split.
 
     Attributes:
-        train: `Examples` to train, validate and, without `test`, test on.
-        test: `Examples` set apart by the source, or None.
+        train: `Examples` or `photographs.Photographs` to train on; also to
+            validate and test on what the source does not set apart.
+        test: Such that the source sets apart, or None.
         class_names: Name of each label, a tuple of strings.
         origin: Where the examples come from, for error messages.
+        validation: Such that the source sets apart, or None; not without
+            `test`.
+        skipped: Names of corrupt images that were left out.
     """
 
-    train: Examples
-    test: Examples | None
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
     origin: str
+    validation: Any = None
+    skipped: tuple[str, ...] = ()
 
 
 def assemble(
@@ -207,19 +220,23 @@ def assemble(
     num_classes = len(class_names)
     if classes is not None:
         classes = _check_classes(classes, num_classes)
-    _check_labels(
-        source.train.labels, num_classes, f"{source.origin}, training part"
+    parts = {
+        "training": source.train,
+        "validation": source.validation,
+        "test": source.test,
+    }
+    for title, part in parts.items():
+        if part is not None:
+            _check_labels(
+                part.labels, num_classes, f"{source.origin}, {title} part"
+            )
+    set_apart = [
+        part for part in (source.validation, source.test) if part is not None
+    ]
+    fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
+    split = stratified_split(
+        source.train.labels, fractions[: 2 - len(set_apart)]
     )
-    if source.test is None:
-        fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
-        set_apart = []
-    else:
-        fractions = (_VALIDATION_FRACTION,)
-        set_apart = [source.test]
-        _check_labels(
-            source.test.labels, num_classes, f"{source.origin}, test part"
-        )
-    split = stratified_split(source.train.labels, fractions)
     train, validation, test = [
         *(source.train.take(indices) for indices in split),
         *set_apart,
@@ -270,6 +287,7 @@ def assemble(
         num_train=len(train.labels),
         num_validation=len(validation.labels),
         num_test=len(test.labels),
+        skipped=source.skipped,
     )
 
 
@@ -337,17 +355,17 @@ def _only(examples, classes, num_classes):
     """The examples of some classes, in their order, labelled anew.
 
     Args:
-        examples: `Examples`.
+        examples: `Examples` or `photographs.Photographs`.
         classes: Tuple of labels; they become 0, 1, ...
         num_classes: Number of labels.
 
     Returns:
-        `Examples`.
+        The same kind.
     """
     new = np.full(num_classes, -1)
     new[list(classes)] = range(len(classes))
     chosen = examples.take(np.flatnonzero(new[examples.labels] >= 0))
-    return chosen._replace(labels=new[chosen.labels])
+    return chosen.labelled(new[chosen.labels])
 
 
 def _check_classes(classes, num_classes):
