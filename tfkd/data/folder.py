@@ -168,7 +168,7 @@ def _visible(folder, root):
     for path in paths:
         if not path.resolve().is_relative_to(root):
             raise ValueError(
-                f"{path} is a link that leads out of {root}, to "
+                f"{path} leads out of {root} by a link, to "
                 f"{path.resolve()}. Copy what it stands for into the folder"
             )
     return paths

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ _EDGE_PER_SIDE = 256 / 224
 # What networks for ImageNet are commonly trained with, in units of 0 to 255.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
+# What TensorFlow adds to an error's text.
+_NODE = re.compile(r"{{.*?}}|\[Op:.*")
 # Corrupt photographs that a message names.
 _NAMED = 5
 
@@ -225,8 +228,8 @@ def find_corrupt(items, content_of):
                 return "it is empty"
             decode(content)
         except (tf.errors.OpError, OSError) as error:
-            text = getattr(error, "message", str(error)).split("[Op:")[0]
-            return " ".join(text.split())
+            text = getattr(error, "message", str(error))
+            return " ".join(_NODE.sub("", text).split())
         return None
 
     with tf.device("CPU:0"), concurrent.futures.ThreadPoolExecutor() as pool:
