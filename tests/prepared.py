@@ -32,7 +32,9 @@ def photograph(number, height=40, width=60):
     image[..., 0] = number
     image[..., 1] = np.linspace(0, 255, height)[:, np.newaxis]
     image[..., 2] = np.linspace(0, 255, width)
-    return tf.io.encode_jpeg(image, quality=100).numpy()
+    return tf.io.encode_jpeg(
+        image, quality=100, chroma_downsampling=False
+    ).numpy()
 
 
 def prepare(name, folder, splits, *, version="1.0.0", files=4):

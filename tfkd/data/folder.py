@@ -35,7 +35,7 @@ class Files:
                 reshuffle_each_iteration=True,
             )
         return places.map(
-            lambda place: (tf.io.read_file(paths[place]), place),
+            lambda place: (tf.io.read_file(paths[place]), paths[place], place),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
