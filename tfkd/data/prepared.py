@@ -105,9 +105,12 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
     """
     builder = _builder(name, data_dir, download)
     train, test = (
-        _Stored(builder, split, skip_corrupt)
+        _scan(builder, split, skip_corrupt)
         for split in ("train", _ENTRIES[name].test)
     )
+    corrupt = {**train.corrupt, **test.corrupt}
+    if corrupt:
+        photographs.warn_of(corrupt)
     chosen = _first_of_each_class(train.labels, _VALIDATION_FRACTION)
     return dataset.Source(
         train=train.photographs(np.flatnonzero(~chosen), side=side),
@@ -117,7 +120,7 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
         ),
         class_names=_class_names(builder),
         origin=name,
-        skipped=(*train.skipped, *test.skipped),
+        skipped=tuple(corrupt),
     )
 
 
@@ -225,6 +228,17 @@ def _first_of_each_class(labels, fraction):
     return chosen
 
 
+_scans = {}
+
+
+def _scan(builder, split, skip_corrupt):
+    """A `_Stored`, made once in a process, for it may take minutes."""
+    key = (str(builder.data_dir), split, skip_corrupt)
+    if key not in _scans:
+        _scans[key] = _Stored(builder, split, skip_corrupt)
+    return _scans[key]
+
+
 class _Stored:
     """A split of photographs in the files of TensorFlow Datasets.
 
@@ -239,31 +253,32 @@ class _Stored:
     Attributes:
         labels: Integers `[examples]`, without what is left out.
         numbers: The examples' numbers, ascending.
-        skipped: Names of what is left out, a tuple of strings.
+        corrupt: What is left out, dict, name -> reason.
     """
 
     def __init__(self, builder, split, skip_corrupt):
         self.builder = builder
         self.split = split
-        names, labels, corrupt = [], [], {}
-        examples = self._open(split)
-        for batch in examples.batch(_BATCH).as_numpy_iterator():
-            found = [name.decode() for name in batch["tfds_id"]]
-            names += found
-            labels.append(batch["label"])
-            if skip_corrupt:
-                contents = dict(zip(found, batch["image"], strict=True))
-                corrupt |= photographs.find_corrupt(contents, contents.get)
-        shards = np.array([_place(name)[0] for name in names])
-        sizes = np.bincount(shards)
+        self.corrupt = {}
+        names, labels = [], []
+        keys = ("tfds_id", "label", *(("image",) if skip_corrupt else ()))
+        examples = self._open(split).map(
+            lambda example: tuple(example[key] for key in keys)
+        )
+        for found, label, *images in examples.batch(_BATCH).as_numpy_iterator():
+            names += [name.decode() for name in found]
+            labels.append(label)
+            for content in images:
+                contents = dict(
+                    zip(names[-len(content) :], content, strict=True)
+                )
+                self.corrupt |= photographs.find_corrupt(contents, contents.get)
+        sizes = np.bincount([_file_of(name) for name in names])
         self.starts = np.cumsum(sizes) - sizes
         self.total = len(names)
-        sound = np.array([name not in corrupt for name in names])
+        sound = np.array([name not in self.corrupt for name in names])
         self.numbers = np.flatnonzero(sound)
         self.labels = np.concatenate(labels)[sound]
-        self.skipped = tuple(corrupt)
-        if corrupt:
-            photographs.warn_of(corrupt)
 
     def photographs(self, chosen, **options):
         """The examples at `chosen`, ascending, as `Photographs`."""
@@ -327,6 +342,6 @@ class _Stored:
         )
 
 
-def _place(name):
-    """The number of the file, and the place in it, of an example's name."""
-    return tuple(map(int, _NAME.fullmatch(name).groups()))
+def _file_of(name):
+    """The number of the file that holds the example of this name."""
+    return int(_NAME.fullmatch(name)[1])
