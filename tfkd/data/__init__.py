@@ -1,6 +1,6 @@
 """Labelled images as standardised `tf.data` pipelines with fixed splits."""
 
-from tfkd.arguments import check_count, check_seed
+from tfkd.arguments import check_choice, check_count, check_seed
 from tfkd.data import dataset, digits, idx
 from tfkd.data.dataset import Dataset
 
@@ -9,7 +9,16 @@ __all__ = ["NAMES", "Dataset", "load"]
 NAMES = ("digits", "idx:FOLDER")
 
 
-def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
+def load(
+    name,
+    *,
+    batch_size,
+    examples_per_class=None,
+    classes=None,
+    augment=False,
+    index=False,
+    seed=0,
+):
     """Loads a dataset, split into training, validation and test images.
 
     - "digits": the 1797 handwritten digits of scikit-learn, 8x8 pixels
@@ -21,7 +30,9 @@ def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
     The splits are stratified and the same for every `seed`, machine and
     version, so a teacher has never seen another run's test images. `seed`
     governs the subset and, together with TensorFlow's global seed, the order
-    of the training images.
+    of the training images and their augmentation: a fresh process with the
+    same two seeds (or the same `seed` and no global one) repeats both, epoch
+    by epoch.
 
     Args:
         name: One of `tfkd.data.NAMES`, FOLDER being a path.
@@ -31,6 +42,15 @@ def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
             of all; for one seed a larger subset contains a smaller one.
             Standardisation is that of all training images nevertheless, so
             that a teacher and a student agree on the units. >= 1 or None.
+        classes: Keeps the images of these labels alone, a list of integers;
+            the label `classes[i]` becomes i. Splits and standardisation are
+            those of all classes nevertheless, so that a network trained on
+            other classes finds its units again. None for all.
+        augment: Whether each epoch has new copies of the training images:
+            padded by 4 zeros on each side, before standardisation, and
+            cropped to their size at a random place. No digit, and nothing in
+            the format of MNIST, is mirrored, for a mirror may change its
+            class. `tfkd.caching` refuses augmented images.
         index: Whether labels are records `{"label": y, "index": i}`, i the
             example's number in its split, int64 `[batch]`. A `tfkd.Distiller`
             takes them for labels; `tfkd.caching` knows examples by them.
@@ -52,11 +72,15 @@ def load(name, *, batch_size, examples_per_class=None, index=False, seed=0):
     batch_size, seed = check_count(batch_size, "batch_size"), check_seed(seed)
     if examples_per_class is not None:
         check_count(examples_per_class, "examples_per_class")
+    for value, argument in ((augment, "augment"), (index, "index")):
+        check_choice(value, (False, True), argument)
     return dataset.assemble(
         name,
         _read(name),
         batch_size=batch_size,
         examples_per_class=examples_per_class,
+        classes=classes,
+        augment=augment,
         index=index,
         seed=seed,
     )
