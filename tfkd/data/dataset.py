@@ -77,6 +77,13 @@ class Examples(NamedTuple):
             images=self.images[indices], labels=self.labels[indices]
         )
 
+    def and_those(self, others):
+        """These examples, then the others."""
+        return self._replace(
+            images=np.concatenate([self.images, others.images]),
+            labels=np.concatenate([self.labels, others.labels]),
+        )
+
     def moments(self):
         """Mean and standard deviation of each channel, in float64.
 
@@ -181,6 +188,7 @@ def assemble(
     classes=None,
     augment=False,
     index=False,
+    validation_from="train",
 ):
     """Splits, subsets and standardises a source.
 
@@ -194,6 +202,7 @@ def assemble(
             None for all.
         augment: Whether training images are augmented.
         index: Whether labels are records with the example's number.
+        validation_from: "train" or "test", see `tfkd.data.load`.
 
     Returns:
         A `Dataset`.
@@ -238,6 +247,9 @@ def assemble(
             f"Constant images in {source.origin}. Expected pixels of a "
             f"standard deviation > 0 in every channel. Received: std={std}"
         )
+    # Not before: networks of either kind shall have the same units.
+    if validation_from == "test":
+        train, validation = train.and_those(validation), test
     if classes is not None:
         class_names = tuple(class_names[label] for label in classes)
         train, validation, test = (
