@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,8 @@ class Dataset:
             digits, 0 to 255 for IDX files. Images are taken as they are
             served (enlarged or padded) without augmentation.
         num_train, num_validation, num_test: Number of images.
+        skipped: Names of corrupt images that were left out, a tuple of
+            strings.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Dataset:
     num_train: int
     num_validation: int
     num_test: int
+    skipped: tuple[str, ...] = ()
 
 
 class Examples(NamedTuple):
@@ -77,12 +80,9 @@ class Examples(NamedTuple):
             images=self.images[indices], labels=self.labels[indices]
         )
 
-    def and_those(self, others):
-        """These examples, then the others."""
-        return self._replace(
-            images=np.concatenate([self.images, others.images]),
-            labels=np.concatenate([self.labels, others.labels]),
-        )
+    def labelled(self, labels):
+        """The examples with other labels, `[examples]`."""
+        return self._replace(labels=labels)
 
     def moments(self):
         """Mean and standard deviation of each channel, in float64.
@@ -166,16 +166,22 @@ class Source(NamedTuple):
     """What a reader hands over, before any split.
 
     Attributes:
-        train: `Examples` to train, validate and, without `test`, test on.
-        test: `Examples` set apart by the source, or None.
+        train: `Examples` or `photographs.Photographs` to train on; also to
+            validate and test on what the source does not set apart.
+        test: Such that the source sets apart, or None.
         class_names: Name of each label, a tuple of strings.
         origin: Where the examples come from, for error messages.
+        validation: Such that the source sets apart, or None; not without
+            `test`.
+        skipped: Names of corrupt images that were left out.
     """
 
-    train: Examples
-    test: Examples | None
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
     origin: str
+    validation: Any = None
+    skipped: tuple[str, ...] = ()
 
 
 def assemble(
@@ -216,19 +222,23 @@ def assemble(
     num_classes = len(class_names)
     if classes is not None:
         classes = _check_classes(classes, num_classes)
-    _check_labels(
-        source.train.labels, num_classes, f"{source.origin}, training part"
+    parts = {
+        "training": source.train,
+        "validation": source.validation,
+        "test": source.test,
+    }
+    for title, part in parts.items():
+        if part is not None:
+            _check_labels(
+                part.labels, num_classes, f"{source.origin}, {title} part"
+            )
+    set_apart = [
+        part for part in (source.validation, source.test) if part is not None
+    ]
+    fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
+    split = stratified_split(
+        source.train.labels, fractions[: 2 - len(set_apart)]
     )
-    if source.test is None:
-        fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
-        set_apart = []
-    else:
-        fractions = (_VALIDATION_FRACTION,)
-        set_apart = [source.test]
-        _check_labels(
-            source.test.labels, num_classes, f"{source.origin}, test part"
-        )
-    split = stratified_split(source.train.labels, fractions)
     train, validation, test = [
         *(source.train.take(indices) for indices in split),
         *set_apart,
@@ -249,7 +259,9 @@ def assemble(
         )
     # Not before: networks of either kind shall have the same units.
     if validation_from == "test":
-        train, validation = train.and_those(validation), test
+        validation = test
+        if source.validation is None:
+            train = source.train.take(np.sort(np.concatenate(split[:2])))
     if classes is not None:
         class_names = tuple(class_names[label] for label in classes)
         train, validation, test = (
@@ -282,6 +294,7 @@ def assemble(
         num_train=len(train.labels),
         num_validation=len(validation.labels),
         num_test=len(test.labels),
+        skipped=source.skipped,
     )
 
 
@@ -349,17 +362,17 @@ def _only(examples, classes, num_classes):
     """The examples of some classes, in their order, labelled anew.
 
     Args:
-        examples: `Examples`.
+        examples: `Examples` or `photographs.Photographs`.
         classes: Tuple of labels; they become 0, 1, ...
         num_classes: Number of labels.
 
     Returns:
-        `Examples`.
+        The same kind.
     """
     new = np.full(num_classes, -1)
     new[list(classes)] = range(len(classes))
     chosen = examples.take(np.flatnonzero(new[examples.labels] >= 0))
-    return chosen._replace(labels=new[chosen.labels])
+    return chosen.labelled(new[chosen.labels])
 
 
 def _check_classes(classes, num_classes):
