@@ -117,6 +117,7 @@ class ParaphraserMatch(PairedMatch):
     """
 
     trains_student = False
+    averages_teachers = False
     student_layers = ()
 
     def __init__(self, at, *, paraphraser, weight=1.0, name=None):
@@ -209,6 +210,8 @@ class FactorMatch(PairedMatch):
 
     Reference: Kim et al. 2018, equations 2 and 3, with the first norm.
     """
+
+    averages_teachers = False
 
     def __init__(self, at, *, paraphraser=None, weight=1.0, name=None):
         super().__init__(at, weight=weight, name=name)
