@@ -111,7 +111,9 @@ def build(name, *, student, teacher, **overrides):
             instead of its own 0.9 beside labels at 0.1.
         student, teacher: Built Keras models. Methods that compare features
             look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features); for others pass `at`.
+            (stage1, stage2, ..., features); for others pass `at`. Of a list
+            of teachers the first tells where, and the Distiller checks that
+            the others are alike there.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -146,6 +148,8 @@ def build(name, *, student, teacher, **overrides):
             "Invalid value for argument `name`. Expected one of "
             f"{NAMES} or a sum of some. Received: name={name!r}"
         )
+    if isinstance(teacher, list | tuple) and teacher:
+        teacher = teacher[0]
     for model, role in ((student, "student"), (teacher, "teacher")):
         if not isinstance(model, keras.Model):
             raise ValueError(
