@@ -257,6 +257,16 @@ def test_ten_crops_hold_the_middle_crop(cars):
     np.testing.assert_array_equal(views[:, 4], middle)
 
 
+def test_training_on_all_leaves_nothing_held_out(cars):
+    """Validation is then the test split in its middle crops."""
+    data = load(cars, index=True, validation_from="test", ten_crop=True)
+    assert (data.num_train, data.num_validation, data.num_test) == (60, 12, 12)
+    assert sorted(examples(data, "train")[0]) == list(range(60))
+    middle, _ = next(iter(data.validation))
+    views, _ = next(iter(data.test))
+    np.testing.assert_array_equal(views[:, 4], middle)
+
+
 def test_small_images_of_files(tmp_path):
     """Numbers 0 to 59 as images of one size; their moments by hand."""
     images = [np.full((32, 32, 3), 4 * i, np.uint8) for i in range(60)]

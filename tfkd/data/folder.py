@@ -100,7 +100,7 @@ def read(folder, *, side, ten_crop, skip_corrupt):
     if corrupt:
         photographs.warn_of(corrupt)
 
-    def part(name, **options):
+    def part(name):
         classes = [
             [path for path in parts[name][label] if path not in corrupt]
             for label in class_names
@@ -117,13 +117,13 @@ def read(folder, *, side, ten_crop, skip_corrupt):
             np.arange(sum(sizes)),
             Files([path for found in classes for path in found]),
             side,
-            **options,
         )
 
     return dataset.Source(
         train=part("train"),
         validation=part("validation") if "validation" in parts else None,
-        test=part("test", ten_crop=ten_crop),
+        test=part("test"),
+        test_options={"ten_crop": ten_crop},
         class_names=class_names,
         origin=str(folder),
         skipped=tuple(map(str, corrupt)),

@@ -37,14 +37,12 @@ class Photographs:
             strings, each with its place in `numbers`, int64; in order for a
             seed of None, else in a new order in every pass.
         side: Of the crops, in pixels.
-        ten_crop: Whether to serve ten crops of each photograph.
     """
 
     labels: np.ndarray
     numbers: np.ndarray
     reader: Any
     side: int = SIDE
-    ten_crop: bool = False
 
     @property
     def input_shape(self):
@@ -80,6 +78,7 @@ class Photographs:
         index,
         augment=False,
         shuffle_seed=None,
+        ten_crop=False,
     ):
         """Batches of standardised crops with their labels.
 
@@ -90,6 +89,8 @@ class Photographs:
             index: Whether labels are records with the example's number.
             augment: Whether crops are random, by `shuffle_seed`.
             shuffle_seed: Seeds a new order every epoch; None keeps the order.
+            ten_crop: Whether to serve ten crops of each photograph; not
+                with `augment`.
 
         Returns:
             A `tf.data.Dataset` of `(x, y)`, float32 `[batch, side, side, 3]`,
@@ -108,7 +109,7 @@ class Photographs:
             image = shrink(tf.ensure_shape(pixels, (None, None, 3)), self.side)
             if seed is not None:
                 crops = random_crop(image, self.side, seed)
-            elif self.ten_crop:
+            elif ten_crop:
                 crops = ten_crops(image, self.side)
             else:
                 crops = center_crop(image, self.side)

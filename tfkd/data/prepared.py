@@ -111,13 +111,11 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
     corrupt = {**train.corrupt, **test.corrupt}
     if corrupt:
         photographs.warn_of(corrupt)
-    chosen = _first_of_each_class(train.labels, _VALIDATION_FRACTION)
     return dataset.Source(
-        train=train.photographs(np.flatnonzero(~chosen), side=side),
-        validation=train.photographs(np.flatnonzero(chosen), side=side),
-        test=test.photographs(
-            np.arange(len(test.labels)), side=side, ten_crop=ten_crop
-        ),
+        train=train.photographs(side),
+        held_out=_first_of_each_class(train.labels, _VALIDATION_FRACTION),
+        test=test.photographs(side),
+        test_options={"ten_crop": ten_crop},
         class_names=_class_names(builder),
         origin=name,
         skipped=tuple(corrupt),
@@ -209,7 +207,7 @@ def _read_all(builder, split, mirrors):
 
 
 def _first_of_each_class(labels, fraction):
-    """Which examples are among the first of their class.
+    """The examples that are among the first of their class.
 
     What is stored is in random order, and what comes first can be read
     without the rest.
@@ -219,13 +217,13 @@ def _first_of_each_class(labels, fraction):
         fraction: Share of each class, rounded to the nearest integer.
 
     Returns:
-        Booleans `[examples]`.
+        Indices, ascending.
     """
-    chosen = np.zeros(len(labels), bool)
+    chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        chosen[members[: round(fraction * len(members))]] = True
-    return chosen
+        chosen.append(members[: round(fraction * len(members))])
+    return np.sort(np.concatenate(chosen))
 
 
 _scans = {}
@@ -280,11 +278,9 @@ class _Stored:
         self.numbers = np.flatnonzero(sound)
         self.labels = np.concatenate(labels)[sound]
 
-    def photographs(self, chosen, **options):
-        """The examples at `chosen`, ascending, as `Photographs`."""
-        return photographs.Photographs(
-            self.labels[chosen], self.numbers[chosen], self, **options
-        )
+    def photographs(self, side):
+        """All of them, as `photographs.Photographs` with crops of `side`."""
+        return photographs.Photographs(self.labels, self.numbers, self, side)
 
     def read(self, numbers, shuffle_seed):
         """As `photographs.Photographs` wants it."""
