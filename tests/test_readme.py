@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
+from prepared import photograph
 
 import tfkd
 from tfkd.trace import Trace
@@ -71,6 +72,20 @@ def test_the_example_of_another_input_has_the_jacobian_of_the_whole():
     )
 
 
+def test_the_example_of_photographs_runs(tmp_path, monkeypatch):
+    for path in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "birds" / path).mkdir(parents=True)
+        for i in range(6 if path.startswith("train") else 1):
+            file = tmp_path / "birds" / path / f"{i}.jpg"
+            file.write_bytes(photograph(i))
+    monkeypatch.chdir(tmp_path)
+    names = {"tfkd": tfkd}
+    exec(compile(_code("average_views"), "README", "exec"), names)
+    probabilities = np.exp(names["logits"])
+    assert probabilities.shape == (2, 2)
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
+
+
 def test_the_example_of_a_loss_works():
     names = {"keras": keras, "tf": tf}
     exec(compile(_code("AbsoluteError"), "README", "exec"), names)
@@ -127,3 +142,9 @@ def test_the_table_of_networks_is_complete():
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     names = re.findall(r"`([\w-]+)`", " ".join(rows))
     assert sorted(names) == sorted(tfkd.models.NAMES)
+
+
+def test_the_list_of_data_is_complete():
+    section = README.split("## Data")[1].split("\n## ")[0].split("```")[0]
+    names = set(re.findall(r"`([a-z0-9_]+(?::FOLDER)?)`", section))
+    assert names - {"train", "test", "validation"} == {*tfkd.data.NAMES}
