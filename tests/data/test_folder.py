@@ -208,6 +208,19 @@ def test_every_suffix_and_size_is_read(folder):
 # === Faults ===
 
 
+def test_classes_too_small_to_be_split_are_refused(tmp_path):
+    """Tenths of 5 and 4 are none; with the 12 of cat there is one."""
+    write(tmp_path, {"train": (12, 4), "test": (1, 1)})
+    assert load(tmp_path).num_validation == 1
+    with pytest.raises(ValueError, match="Too few.*classes dog.*4 for train"):
+        load(tmp_path, classes=[1])
+    (tmp_path / "train").rename(tmp_path / "old")
+    write(tmp_path / "new", {"train": (5, 4)})
+    (tmp_path / "new" / "train").rename(tmp_path / "train")
+    with pytest.raises(ValueError, match="Too few examples.*0 for validation"):
+        load(tmp_path)
+
+
 def test_hidden_files_are_passed_over(folder):
     (folder / ".DS_Store").write_text("x")
     (folder / "train" / ".DS_Store").write_text("x")

@@ -253,13 +253,7 @@ def assemble(
         *(source.train.take(indices) for indices in split),
         *set_apart,
     ]
-    if not all(len(part.labels) for part in (train, validation, test)):
-        raise ValueError(
-            f"Too few examples in {source.origin}. Expected at least one in "
-            f"each split. Received: {len(train.labels)} for training, "
-            f"{len(validation.labels)} for validation, {len(test.labels)} for "
-            "testing"
-        )
+    _check_sizes(train, validation, test, source.origin)
 
     mean, std = train.moments()
     if not np.all(std > 0):
@@ -277,6 +271,10 @@ def assemble(
         train, validation, test = (
             _only(part, classes, num_classes)
             for part in (train, validation, test)
+        )
+        names = ", ".join(class_names)
+        _check_sizes(
+            train, validation, test, f"{source.origin}, classes {names}"
         )
     if examples_per_class is not None:
         train = train.take(
@@ -405,6 +403,17 @@ def _check_classes(classes, num_classes):
             f"Received: classes={classes!r}"
         )
     return tuple(map(int, labels))
+
+
+def _check_sizes(train, validation, test, origin):
+    """Refuses an empty split."""
+    if not all(len(part.labels) for part in (train, validation, test)):
+        raise ValueError(
+            f"Too few examples in {origin}. Expected at least one in each "
+            f"split. Received: {len(train.labels)} for training, "
+            f"{len(validation.labels)} for validation, {len(test.labels)} for "
+            "testing"
+        )
 
 
 def _check_labels(labels, num_classes, origin):
