@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         """
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             self.error(f"argument {option}: {error}")
         except (
             MemoryError,
@@ -265,6 +265,52 @@ def add_training_arguments(parser, *, epochs, batch_size):
             for name, protocol in PROTOCOLS.items()
         ),
     )
+
+
+def add_reading_arguments(parser):
+    """Adds the options that say how images are read.
+
+    Args:
+        parser: A `Parser`.
+    """
+    add = parser.add_argument
+    add(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where TensorFlow Datasets keeps its data (default: "
+        "TFDS_DATA_DIR in the environment, else ~/tensorflow_datasets)",
+    )
+    add(
+        "--download",
+        action="store_true",
+        help="let TensorFlow Datasets download and prepare what is missing",
+    )
+    add(
+        "--image-size",
+        type=integer(1),
+        metavar="PIXELS",
+        help="side of the crops of photographs, whose shorter edge is "
+        "brought to 256/224 of it (default: 224)",
+    )
+    add(
+        "--skip-corrupt",
+        action="store_true",
+        help="leave out photographs that cannot be decoded, and count them",
+    )
+
+
+def reading(options):
+    """What `tfkd.data.load` is to be given of `add_reading_arguments`.
+
+    Args:
+        options: An `argparse.Namespace`.
+
+    Returns:
+        A dict, without what was not given.
+    """
+    names = ("data_dir", "download", "image_size", "skip_corrupt")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value}
 
 
 def add_output_arguments(parser, *, metavar, default, kind=str):
@@ -710,12 +756,14 @@ def _refuse_to_replace(path, script, overwrite):
 
 def describe(dataset, protocol="short"):
     """A dataset in a line."""
+    skipped = len(dataset.skipped)
     held_out = f"{dataset.num_validation} validation, "
     if validates_on_test(protocol):
         held_out = ""
     return (
         f"{dataset.name}: {dataset.num_train} training, {held_out}"
         f"{dataset.num_test} test images of shape {dataset.input_shape}"
+        + (f"; {skipped} corrupt ones left out" if skipped else "")
     )
 
 

@@ -115,6 +115,7 @@ def list_methods():
 def _parser():
     parser = common.Parser(__doc__)
     common.add_training_arguments(parser, epochs=80, batch_size=25)
+    common.add_reading_arguments(parser)
     add = parser.add_argument
     add(
         "--examples-per-class",
@@ -302,6 +303,7 @@ def _prepare(parser, options):
             protocol=options.protocol,
             batch_size=common.RECIPE.batch_size,
             seed=common.RECIPE.seed,
+            **common.reading(options),
         )
     with parser.checking("--examples-per-class"):
         students_data = _students_data(options, options.seeds[0])
@@ -360,6 +362,7 @@ def _students_data(options, seed):
         examples_per_class=options.examples_per_class,
         index=any(map(_needs_index, options.method)),
         seed=seed,
+        **common.reading(options),
     )
 
 

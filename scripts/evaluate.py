@@ -68,6 +68,7 @@ def _parser():
         help="networks that return logits, such as train.py writes",
     )
     add("--dataset", default="digits", help=f"one of {', '.join(data.NAMES)}")
+    common.add_reading_arguments(parser)
     add(
         "--split",
         choices=_SPLITS,
@@ -168,6 +169,7 @@ def _prepare(parser, options):
             options.dataset,
             batch_size=common.RECIPE.batch_size,
             seed=common.RECIPE.seed,
+            **common.reading(options),
         )
     networks = []
     for file in options.files:
