@@ -16,6 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LINES = (
     ("transport", "losses", "matches", "methods"),
     ("trace", "matches", "training", "distiller"),
+    ("trace", "matches", "training", "transferer"),
+    ("trace", "models"),
     ("checks", "training"),
     ("trace", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),

@@ -83,11 +83,13 @@ class StudentTrainer(keras.Model):
         for match in self.matches:
             if match.needs_teacher and teacher is None:
                 raise ValueError(
-                    f"Match '{match.name}' needs a teacher. Pass teacher=, "
-                    "or load a saved trainer with "
-                    f"{type(self).__name__}.load(path, teacher=...)."
+                    f"Match '{match.name}' needs a teacher. "
+                    f"{self._how_to_give_a_teacher}, or load a saved trainer "
+                    f"with {type(self).__name__}.load(path, teacher=...)."
                 )
-        self._student_layers = _merged(m.student_layers for m in self.matches)
+        self._student_layers = _merged(
+            [*(m.student_layers for m in self.matches), self._layers_beside()]
+        )
         self._teacher_layers = _merged(m.teacher_layers for m in self.matches)
         ours = outline(self.student, self._student_layers)
         theirs = None
@@ -98,14 +100,14 @@ class StudentTrainer(keras.Model):
         self._check_networks(ours, theirs)
         for match in self.matches:
             match.claim(self.student, teacher if match.needs_teacher else None)
-            match.bind(student=ours, teacher=theirs)
+            match.bind(student=self._outline_for(match, ours), teacher=theirs)
         self._networks.student_outline = ours
         self._networks.teacher_outline = theirs
         self._networks.trainable = _trainable_flags(self.student)
         shared = [m for m in self.matches if not m.has_own_pass]
         wanted = [m for m in shared if m.needs_input_gradient]
         self._differentiable = {m.student_pass for m in wanted}
-        self._teacher_differentiable = any(m.needs_teacher for m in wanted)
+        self._teacher_differentiable = any(m.observes_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
         if self._freezes:
@@ -114,8 +116,30 @@ class StudentTrainer(keras.Model):
             match.supports_jit for match in self.matches
         )
 
+    # === Hooks for subclasses ===
+
+    _how_to_give_a_teacher = "Pass teacher="
+
     def _check_networks(self, student, teacher):
         """Hook for what a subclass requires of the two outlines."""
+
+    def _layers_beside(self):
+        """Student's layers that are read beside those of the matches."""
+        return ()
+
+    def _network_for(self, match):
+        """The network of which a match makes a pass of its own."""
+        return self.student
+
+    def _outline_for(self, match, outline):
+        """What a match is to know of the student."""
+        return outline
+
+    def _trace_for(self, match, trace, own):
+        """What a match is to see of a pass, a shared one or its own."""
+        return trace
+
+    # === What XLA cannot do ===
 
     def _approximate_op(self):
         """Model, type and place of what XLA would approximate, or None."""
@@ -124,7 +148,7 @@ class StudentTrainer(keras.Model):
         if any(match.needs_input_gradient for match in self.matches):
             twice.append(networks.student_outline)
         if any(
-            match.needs_teacher and match.differentiates_teacher_twice
+            match.observes_teacher and match.differentiates_teacher_twice
             for match in self.matches
         ):
             twice.append(networks.teacher_outline)
@@ -367,7 +391,7 @@ class StudentTrainer(keras.Model):
         missing = [
             (i, match)
             for i, match in enumerate(self.matches)
-            if match.needs_teacher and observed[i] is None
+            if match.observes_teacher and observed[i] is None
         ]
         if not missing:
             return observed
@@ -408,7 +432,7 @@ class StudentTrainer(keras.Model):
             )
         return [
             f"{teacher}-{observation_key(match)}"
-            if match.needs_teacher
+            if match.observes_teacher
             else None
             for match in self.matches
         ]
@@ -443,7 +467,7 @@ class StudentTrainer(keras.Model):
     def _step_loss(self, x, y, sample_weight, observed, training, index=None):
         """The total loss and the student's outputs; updates the metrics."""
         own = [
-            match.trace_student(self.student, x, y, seen)
+            match.trace_student(self._network_for(match), x, y, seen)
             if match.has_own_pass
             else None
             for match, seen in zip(self.matches, observed, strict=True)
@@ -452,7 +476,11 @@ class StudentTrainer(keras.Model):
         outputs = traces["training"].outputs
         values = [
             match.value(
-                trace or traces[match.student_pass],
+                self._trace_for(
+                    match,
+                    trace or traces[match.student_pass],
+                    own=trace is not None,
+                ),
                 seen,
                 sample_weight=_single_weight(sample_weight, match),
                 training=training,
@@ -706,18 +734,22 @@ class StudentTrainer(keras.Model):
             name, weight = metric.name, match.weight
             rows.append((name, match.where, match.how, weight, match.passes))
         lines = [f"{type(self).__name__} '{self.name}'", ""]
-        lines += _networks(self.student, self._networks.teacher)
+        lines += self._describe_networks()
         lines += ["", *_table(rows), ""]
         passes = ["student 1 training pass"]
         if "inference" in self._student_passes:
             passes.append("student 1 inference pass")
-        if any(match.needs_teacher for match in self.matches):
+        if any(match.observes_teacher for match in self.matches):
             passes.append("teacher 1 inference pass")
         own = sum(match.has_own_pass for match in self.matches)
         if own:
             passes.append(f"{own} of matches' own, of each network they need")
         lines.append(f"Forward passes per step: {', '.join(passes)}.")
         print_fn("\n".join(lines))
+
+    def _describe_networks(self):
+        """Lines that say which networks there are and how large they are."""
+        return describe_networks(self.student, self._networks.teacher)
 
 
 class _Networks:
@@ -876,8 +908,16 @@ def _shapes(specs):
     return ", ".join(str(spec.shape) for spec in specs)
 
 
-def _networks(student, teacher):
-    """Lines that say which networks there are and how large they are."""
+def describe_networks(student, teacher):
+    """Lines that say which networks there are and how large they are.
+
+    Args:
+        student: The student.
+        teacher: The teacher, or None.
+
+    Returns:
+        List of strings.
+    """
     lines = [f"student: {student.name}, {student.count_params():,} parameters"]
     if teacher is not None:
         ratio = teacher.count_params() / max(student.count_params(), 1)

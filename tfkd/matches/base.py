@@ -33,8 +33,14 @@ class BaseMatch(keras.layers.Layer):
 
     Attributes:
         needs_teacher: Whether a teacher must be there.
+        observes_teacher: Whether it looks at the teacher's pass: every match
+            that needs one, but for those that compare weights.
         trains_student: Whether the student learns by it, or only what the
             match itself has to train.
+        reads_outputs: Whether it compares the student's outputs, not only
+            features.
+        labels_outputs: Whether it takes the labels for numbers of the
+            outputs that it compares.
         needs_labels: Whether labels must be there.
         needs_index: Whether training data must number their examples.
         num_examples: Number of examples that it knows, or None for any.
@@ -53,6 +59,8 @@ class BaseMatch(keras.layers.Layer):
 
     needs_teacher = True
     trains_student = True
+    reads_outputs = False
+    labels_outputs = False
     needs_labels = False
     needs_index = False
     num_examples = None
@@ -70,6 +78,11 @@ class BaseMatch(keras.layers.Layer):
         )
         self.weight = check_weight(weight, "weight")
         self._owners = _Owners()
+
+    @property
+    def observes_teacher(self):
+        """Whether it looks at the teacher's pass."""
+        return self.needs_teacher
 
     def claim(self, student, teacher):
         """Makes the match that of one pair of networks.
