@@ -298,11 +298,7 @@ class TwoHeads(keras.Model):
         self.student = student
         self.source_head = source_head
         self.at = at
-        inputs = keras.tree.map_structure(
-            lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
-            outline(student).inputs,
-        )
-        self(inputs)
+        self(_symbolic_inputs(student))
 
     def call(self, inputs, training=False):
         """Both heads' outputs, of one pass of the student."""
@@ -338,7 +334,7 @@ def _frozen_copy(student):
             config["name"] = f"{student.name}_start"
         copy = type(student).from_config(config)
         if not copy.built:
-            copy.build_from_config(student.get_build_config())
+            copy(_symbolic_inputs(student))
         copy.set_weights(student.get_weights())
     except Exception as error:
         raise ValueError(
@@ -348,6 +344,14 @@ def _frozen_copy(student):
         ) from error
     copy.trainable = False
     return copy
+
+
+def _symbolic_inputs(model):
+    """What a model takes, as placeholders that build another by a call."""
+    return keras.tree.map_structure(
+        lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
+        outline(model).inputs,
+    )
 
 
 def _last_features(student):
