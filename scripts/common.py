@@ -542,7 +542,7 @@ def teacher_path(recipe, dataset):
         *recipe,
         dataset.name,
         dataset.num_train,
-        dataset.num_classes,
+        dataset.class_names,
     ]
     settings += [dataset.input_shape, dataset.mean, dataset.std]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]

@@ -1,11 +1,13 @@
 """From arrays of labelled images to split, standardised pipelines."""
 
 import dataclasses
-from typing import NamedTuple
+import numbers
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfkd.data import augmentation
 from tfkd.records import Record
 
 _VALIDATION_FRACTION = 0.1
@@ -22,7 +24,7 @@ class Dataset:
     channels]`, equal to `(pixels - mean) / std`, and `y` int32 `[batch]` in
     `[0, num_classes)`, or a record with the example's index. All know their
     cardinality and keep an incomplete last batch. `train` has a new order in
-    every epoch; the others keep theirs.
+    every epoch and, if augmented, new copies; the others keep theirs.
 
     Attributes:
         name: The name it was loaded by.
@@ -30,10 +32,13 @@ class Dataset:
         num_classes: Number of classes.
         input_shape: `(height, width, channels)` of one image, in pixels.
         class_names: Name of each label, a tuple of `num_classes` strings.
-        mean, std: Of the pixels of all training images as they are served
-            (enlarged or padded), one float per channel, in the units of the
-            source: 0 to 16 for digits, 0 to 255 for IDX files.
+        mean, std: Of the pixels of the training images of all classes, one
+            float per channel, in the units of the source: 0 to 16 for
+            digits, 0 to 255 for IDX files. Images are taken as they are
+            served (enlarged or padded) without augmentation.
         num_train, num_validation, num_test: Number of images.
+        skipped: Names of corrupt images that were left out, a tuple of
+            strings.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Dataset:
     num_train: int
     num_validation: int
     num_test: int
+    skipped: tuple[str, ...] = ()
 
 
 class Examples(NamedTuple):
@@ -56,34 +62,138 @@ class Examples(NamedTuple):
     Attributes:
         images: `[examples, height, width, channels]`, of any real type.
         labels: Integers `[examples]`.
+        mirrors: Whether a mirrored image shows the same class.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    mirrors: bool = False
+
+    @property
+    def input_shape(self):
+        """`(height, width, channels)` of one image."""
+        return self.images.shape[1:]
 
     def take(self, indices):
         """The examples at `indices`, `[n]`, in their order."""
-        return Examples(self.images[indices], self.labels[indices])
+        return self._replace(
+            images=self.images[indices], labels=self.labels[indices]
+        )
+
+    def labelled(self, labels):
+        """The examples with other labels, `[examples]`."""
+        return self._replace(labels=labels)
+
+    def moments(self):
+        """Mean and standard deviation of each channel, in float64.
+
+        Returns:
+            `(mean, std)`, arrays `[channels]`, in pixel units.
+        """
+        # In chunks, for in float64 images of uint8 take eight times their
+        # memory.
+        chunks = [
+            self.images[start : start + _CHUNK]
+            for start in range(0, len(self.images), _CHUNK)
+        ]
+        size = np.prod(self.images.shape[:-1])
+        total = sum(c.sum(axis=(0, 1, 2), dtype=np.float64) for c in chunks)
+        mean = total / size
+        squares = sum(np.square(c - mean).sum(axis=(0, 1, 2)) for c in chunks)
+        return mean, np.sqrt(squares / size)
+
+    def batches(
+        self,
+        *,
+        mean,
+        std,
+        batch_size,
+        index,
+        augment=False,
+        shuffle_seed=None,
+    ):
+        """Batches of standardised images with their labels.
+
+        Args:
+            mean: Subtracted, one per channel, `[channels]`, in pixel units.
+            std: Divides, one per channel, `[channels]`, in pixel units.
+            batch_size: Images per batch.
+            index: Whether labels are records with the example's number.
+            augment: Whether each epoch has new copies, by `shuffle_seed`.
+            shuffle_seed: Seeds a new order every epoch; None keeps the order.
+
+        Returns:
+            A `tf.data.Dataset` of `(x, y)`, float32 `[batch, height, width,
+            channels]` and int32 `[batch]` or records, of known cardinality.
+        """
+        # Eager tensors go to a GPU if there is one, which needs its memory
+        # for the models.
+        with tf.device("CPU:0"):
+            images = tf.constant(self.images)
+            labels = tf.constant(self.labels, tf.int32)
+            mean = tf.constant(mean, tf.float32)
+            std = tf.constant(std, tf.float32)
+
+        def batch_at(indices, seed=None):
+            pixels = tf.gather(images, indices)
+            if seed is not None:
+                pixels = augmentation.shift_and_mirror(
+                    pixels, seed=seed, mirror=self.mirrors
+                )
+            record = Record(
+                tf.gather(labels, indices), index=indices if index else None
+            )
+            return (tf.cast(pixels, tf.float32) - mean) / std, record.pack()
+
+        # Shuffling indices keeps the full-size shuffle buffer to some
+        # kilobytes.
+        indices = tf.data.Dataset.range(len(self.labels))
+        if shuffle_seed is not None:
+            indices = indices.shuffle(
+                len(self.labels),
+                seed=shuffle_seed,
+                reshuffle_each_iteration=True,
+            )
+        indices = indices.batch(batch_size)
+        if augment:
+            indices = augmentation.with_seeds(indices, shuffle_seed)
+        return indices.map(
+            batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        ).prefetch(tf.data.AUTOTUNE)
 
 
 class Source(NamedTuple):
     """What a reader hands over, before any split.
 
     Attributes:
-        train: `Examples` to train, validate and, without `test`, test on.
-        test: `Examples` set apart by the source, or None.
+        train: `Examples` or `photographs.Photographs` to train on; also to
+            validate and test on what the source does not set apart.
+        test: Such that the source sets apart, or None.
         class_names: Name of each label, a tuple of strings.
         origin: Where the examples come from, for error messages.
+        validation: Such that the source sets apart, or None; not without
+            `test`.
+        skipped: Names of corrupt images that were left out.
     """
 
-    train: Examples
-    test: Examples | None
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
     origin: str
+    validation: Any = None
+    skipped: tuple[str, ...] = ()
 
 
 def assemble(
-    name, source, *, batch_size, examples_per_class, seed, index=False
+    name,
+    source,
+    *,
+    batch_size,
+    seed,
+    examples_per_class=None,
+    classes=None,
+    augment=False,
+    index=False,
 ):
     """Splits, subsets and standardises a source.
 
@@ -91,31 +201,42 @@ def assemble(
         name: The dataset's name.
         source: A `Source`.
         batch_size: Images per batch. >= 1.
+        seed: Of the subset, the order and the augmentation, in [0, 2**32).
         examples_per_class: Training images per class, or None for all.
+        classes: Sequence of the labels to keep, which become 0, 1, ...; or
+            None for all.
+        augment: Whether training images are augmented.
         index: Whether labels are records with the example's number.
-        seed: Of the subset and the order, in [0, 2**32).
 
     Returns:
         A `Dataset`.
 
     Raises:
         ValueError: If a label is out of range, a split stays empty, a class
-            has too few images, or a channel is constant.
+            has too few images, a channel is constant, or `classes` are not
+            labels of the source.
     """
-    num_classes = len(source.class_names)
-    _check_labels(
-        source.train.labels, num_classes, f"{source.origin}, training part"
+    class_names = source.class_names
+    num_classes = len(class_names)
+    if classes is not None:
+        classes = _check_classes(classes, num_classes)
+    parts = {
+        "training": source.train,
+        "validation": source.validation,
+        "test": source.test,
+    }
+    for title, part in parts.items():
+        if part is not None:
+            _check_labels(
+                part.labels, num_classes, f"{source.origin}, {title} part"
+            )
+    set_apart = [
+        part for part in (source.validation, source.test) if part is not None
+    ]
+    fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
+    split = stratified_split(
+        source.train.labels, fractions[: 2 - len(set_apart)]
     )
-    if source.test is None:
-        fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
-        set_apart = []
-    else:
-        fractions = (_VALIDATION_FRACTION,)
-        set_apart = [source.test]
-        _check_labels(
-            source.test.labels, num_classes, f"{source.origin}, test part"
-        )
-    split = stratified_split(source.train.labels, fractions)
     train, validation, test = [
         *(source.train.take(indices) for indices in split),
         *set_apart,
@@ -128,16 +249,22 @@ def assemble(
             "testing"
         )
 
-    mean, std = _moments(train.images)
+    mean, std = train.moments()
     if not np.all(std > 0):
         raise ValueError(
             f"Constant images in {source.origin}. Expected pixels of a "
             f"standard deviation > 0 in every channel. Received: std={std}"
         )
+    if classes is not None:
+        class_names = tuple(class_names[label] for label in classes)
+        train, validation, test = (
+            _only(part, classes, num_classes)
+            for part in (train, validation, test)
+        )
     if examples_per_class is not None:
         train = train.take(
             _stratified_subset(
-                train.labels, examples_per_class, source.class_names, seed
+                train.labels, examples_per_class, class_names, seed
             )
         )
 
@@ -149,17 +276,18 @@ def assemble(
     }
     return Dataset(
         name=name,
-        train=_pipeline(train, shuffle_seed=seed, **shared),
-        validation=_pipeline(validation, **shared),
-        test=_pipeline(test, **shared),
-        num_classes=num_classes,
-        input_shape=train.images.shape[1:],
-        class_names=source.class_names,
+        train=train.batches(shuffle_seed=seed, augment=augment, **shared),
+        validation=validation.batches(**shared),
+        test=test.batches(**shared),
+        num_classes=len(class_names),
+        input_shape=train.input_shape,
+        class_names=class_names,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         num_train=len(train.labels),
         num_validation=len(validation.labels),
         num_test=len(test.labels),
+        skipped=source.skipped,
     )
 
 
@@ -223,70 +351,43 @@ def _stratified_subset(labels, examples_per_class, class_names, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def _pipeline(examples, *, mean, std, batch_size, index, shuffle_seed=None):
-    """Batches of standardised images with their labels.
+def _only(examples, classes, num_classes):
+    """The examples of some classes, in their order, labelled anew.
 
     Args:
-        examples: `Examples`; the pipeline keeps them in their own type.
-        mean: Subtracted, one per channel, `[channels]`, in pixel units.
-        std: Divides, one per channel, `[channels]`, in pixel units.
-        batch_size: Images per batch.
-        index: Whether labels are records with the example's number.
-        shuffle_seed: Seeds a new order every epoch; None keeps the order.
+        examples: `Examples` or `photographs.Photographs`.
+        classes: Tuple of labels; they become 0, 1, ...
+        num_classes: Number of labels.
 
     Returns:
-        A `tf.data.Dataset` of `(x, y)`, float32 `[batch, height, width,
-        channels]` and int32 `[batch]` or records, of known cardinality.
+        The same kind.
     """
-    # Eager tensors go to a GPU if there is one, which needs its memory for
-    # the models.
-    with tf.device("CPU:0"):
-        images = tf.constant(examples.images)
-        labels = tf.constant(examples.labels, tf.int32)
-        mean = tf.constant(mean, tf.float32)
-        std = tf.constant(std, tf.float32)
+    new = np.full(num_classes, -1)
+    new[list(classes)] = range(len(classes))
+    chosen = examples.take(np.flatnonzero(new[examples.labels] >= 0))
+    return chosen.labelled(new[chosen.labels])
 
-    def batch_at(indices):
-        pixels = tf.cast(tf.gather(images, indices), tf.float32)
-        record = Record(
-            tf.gather(labels, indices), index=indices if index else None
+
+def _check_classes(classes, num_classes):
+    """`classes` as a tuple of ints, if they are different labels."""
+    is_list = isinstance(classes, list | tuple | range | np.ndarray)
+    labels = list(classes) if is_list else []
+    if (
+        not labels
+        or not all(
+            isinstance(label, numbers.Integral)
+            and not isinstance(label, bool)
+            and 0 <= label < num_classes
+            for label in labels
         )
-        return (pixels - mean) / std, record.pack()
-
-    # Shuffling indices keeps the full-size shuffle buffer to some kilobytes.
-    indices = tf.data.Dataset.range(len(examples.labels))
-    if shuffle_seed is not None:
-        indices = indices.shuffle(
-            len(examples.labels),
-            seed=shuffle_seed,
-            reshuffle_each_iteration=True,
+        or len(set(labels)) < len(labels)
+    ):
+        raise ValueError(
+            "Invalid value for argument `classes`. Expected None or a list "
+            f"of different integers in [0, {num_classes}), at least one. "
+            f"Received: classes={classes!r}"
         )
-    return (
-        indices.batch(batch_size)
-        .map(batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def _moments(images):
-    """Mean and standard deviation of each channel, in float64.
-
-    Args:
-        images: `[examples, height, width, channels]`, at least one.
-
-    Returns:
-        `(mean, std)`, arrays `[channels]`, in pixel units.
-    """
-    # In chunks, for in float64 images of uint8 take eight times their memory.
-    chunks = [
-        images[start : start + _CHUNK]
-        for start in range(0, len(images), _CHUNK)
-    ]
-    size = np.prod(images.shape[:-1])
-    total = sum(c.sum(axis=(0, 1, 2), dtype=np.float64) for c in chunks)
-    mean = total / size
-    squares = sum(np.square(c - mean).sum(axis=(0, 1, 2)) for c in chunks)
-    return mean, np.sqrt(squares / size)
+    return tuple(map(int, labels))
 
 
 def _check_labels(labels, num_classes, origin):
