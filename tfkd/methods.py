@@ -192,7 +192,7 @@ def build(name, *, student, teacher=None, **overrides):
             raise ValueError(
                 f"Method '{part}' compares with a teacher. Pass teacher=. "
                 "Those that can do without are "
-                f"{[name for name in NAMES if name in _STARTS]}."
+                f"{WITHOUT_TEACHER}."
             )
         options = settings[part]
         if part == "kd" and len(parts) > 1:
@@ -864,6 +864,9 @@ def _lwf_jacobian(student, teacher, *, at=None, window=5, weight=10.0):
 
 
 NAMES = tuple(_METHODS)
+
+# Those that `build` takes without a teacher.
+WITHOUT_TEACHER = tuple(name for name in NAMES if name in _STARTS)
 
 
 def _entry(part, parts):
