@@ -35,7 +35,7 @@ class Files:
                 reshuffle_each_iteration=True,
             )
         return places.map(
-            lambda place: (tf.io.read_file(paths[place]), place),
+            lambda place: (tf.io.read_file(paths[place]), paths[place], place),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -168,7 +168,7 @@ def _visible(folder, root):
     for path in paths:
         if not path.resolve().is_relative_to(root):
             raise ValueError(
-                f"{path} is a link that leads out of {root}, to "
+                f"{path} leads out of {root} by a link, to "
                 f"{path.resolve()}. Copy what it stands for into the folder"
             )
     return paths

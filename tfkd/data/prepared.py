@@ -13,7 +13,7 @@ from tfkd.data import dataset, photographs
 _VALIDATION_FRACTION = 0.1
 # Encoded photographs, about 0.1 MB each: as many are shuffled at once, and a
 # training split of no more is read from disk only once.
-_BUFFER = 8192
+BUFFER = 8192
 # Files that are read at once.
 _FILES = 16
 _BATCH = 1024
@@ -132,8 +132,8 @@ def _builder(name, data_dir, download):
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"The dataset {name!r} needs TensorFlow Datasets. Install it: "
-            'pip install "tfkd[data]"'
+            f"The dataset {name!r} needs TensorFlow Datasets. Install it: pip "
+            "install tensorflow-datasets importlib_resources"
         ) from error
     entry = _ENTRIES[name]
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT
@@ -289,19 +289,19 @@ class _Stored:
             offset = tf.strings.regex_replace(name, _NAME.pattern, r"\2")
             shard = tf.strings.to_number(shard, tf.int64)
             offset = tf.strings.to_number(offset, tf.int64)
-            return example["image"], places[starts[shard] + offset]
+            return example["image"], name, places[starts[shard] + offset]
 
         examples = (
             self._open(split, shuffle_seed)
             .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
-            .filter(lambda _, place: place >= 0)
+            .filter(lambda content, name, place: place >= 0)
         )
         if shuffle_seed is None:
             return examples
-        if len(numbers) <= _BUFFER:
+        if len(numbers) <= BUFFER:
             examples = examples.cache()
         return examples.shuffle(
-            min(len(numbers), _BUFFER),
+            min(len(numbers), BUFFER),
             seed=shuffle_seed,
             reshuffle_each_iteration=True,
         )
