@@ -51,6 +51,7 @@ with quiet():
     import numpy as np
     import tensorflow as tf
     from matplotlib.figure import Figure
+    from protocols import ALL, PROTOCOLS
 
     import tfkd
     from tfkd import data, models
@@ -64,9 +65,6 @@ if not _USER_WANTS_LOGS:
 
 SAVED_MODELS = pathlib.Path(__file__).resolve().parents[1] / "saved_models"
 
-# Validation during a run: often enough for a curve, at a small part of the
-# time.
-_EVALUATIONS = 12
 EXPORT_FORMATS = ("keras", "saved_model", "tflite")
 CHECKED_FORMATS = ("saved_model", "tflite")
 CHECKED_IMAGES = 128
@@ -84,6 +82,7 @@ class Recipe(NamedTuple):
     batch_size: int
     learning_rate: float
     seed: int
+    protocol: str = "short"
 
 
 RECIPE = Recipe("vgg9", 0.25, 12, 64, 5e-3, 0)
@@ -109,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {line}\n")
 
     def parse(self, argv, smoke):
-        """Parses arguments; with --smoke, other defaults hold.
+        """Parses arguments; --protocol and --smoke change the defaults.
 
         Args:
             argv: List of strings, or None for the command line.
@@ -127,7 +126,12 @@ class Parser(argparse.ArgumentParser):
                 for key, value in smoke.items()
             ),
         )
-        if self.parse_args(argv).smoke:
+        options = self.parse_args(argv)
+        if "protocol" in options:
+            defaults = ALL[options.protocol].options
+            known = defaults.keys() & vars(options)
+            self.set_defaults(**{name: defaults[name] for name in known})
+        if options.smoke:
             self.set_defaults(**smoke)
         return self.parse_args(argv)
 
@@ -246,9 +250,24 @@ def add_training_arguments(parser, *, epochs, batch_size):
     add(
         "--learning-rate",
         type=positive_number,
-        default=RECIPE.learning_rate,
         metavar="RATE",
-        help="of Adam at the start; it falls to 0 along a cosine",
+        help="at the start (default: that of the protocol: "
+        + "; ".join(
+            f"{name} {protocol.learning_rate:g}, for a ShuffleNet "
+            f"{protocol.shufflenet_rate:g}"
+            for name, protocol in PROTOCOLS.items()
+        )
+        + ")",
+    )
+    add(
+        "--protocol",
+        choices=list(PROTOCOLS),
+        default="short",
+        help="how to train, which changes other defaults. "
+        + " ".join(
+            f"{name}: {protocol.description}."
+            for name, protocol in PROTOCOLS.items()
+        ),
     )
 
 
@@ -295,6 +314,19 @@ class DivergedError(RuntimeError):
     """A network returns numbers that are not finite."""
 
 
+def best_epoch(rows):
+    """The epoch of the highest validation accuracy, the first of several.
+
+    Args:
+        rows: As `fit` returns them.
+
+    Returns:
+        Its dict.
+    """
+    validated = [row for row in rows if "validation_accuracy" in row]
+    return max(validated, key=lambda row: row["validation_accuracy"])
+
+
 def evaluate(model, dataset):
     """The `Score` of a model that returns logits.
 
@@ -331,39 +363,37 @@ def fit(
     *,
     epochs,
     learning_rate,
+    protocol="short",
+    stage=False,
     progress=None,
-    optimizer=None,
 ):
-    """Trains a student with Adam, the rate falling to 0 along a cosine.
-
-    At rate 0 the moving statistics of BatchNormalization catch up with the
-    weights. While a Jacobian match moves them, they lag so far behind that
-    inference can be much worse than training.
+    """Trains a student by a protocol.
 
     Args:
         distiller: A `tfkd.Distiller` or `tfkd.Transferer`, not compiled.
         dataset: A `tfkd.data.Dataset`.
         epochs: Passes over its training images.
         learning_rate: At the start.
+        protocol: A name in `protocols.ALL`.
+        stage: Whether it is a stage before the main one.
         progress: Function of the dict of an epoch that was validated, called
             at its end, or None.
-        optimizer: What trains instead, or None.
 
     Returns:
         A list with a dict for each epoch: epoch, learning_rate (at its end),
         the metrics of training, and in some epochs (the last among them)
         validation_accuracy and validation_loss.
     """
-    if optimizer is None:
-        steps = epochs * int(dataset.train.cardinality())
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        optimizer = keras.optimizers.Adam(schedule)
+    protocol = ALL[protocol]
+    steps = epochs * int(dataset.train.cardinality())
     distiller.compile(
-        optimizer,
+        protocol.optimizer(learning_rate, steps, stage),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    recorder = _Recorder(dataset.validation, epochs, progress)
+    recorder = _Recorder(
+        dataset.validation, epochs, protocol.evaluations or epochs, progress
+    )
     distiller.fit(
         dataset.train,
         epochs=epochs,
@@ -377,14 +407,14 @@ def fit(
 class _Recorder(keras.callbacks.Callback):
     """Collects metrics; validates the student alone, now and then."""
 
-    def __init__(self, validation, epochs, progress):
+    def __init__(self, validation, epochs, evaluations, progress):
         super().__init__()
         self.rows = []
         self._validation = validation
         self._progress = progress
         self._due = {
-            math.ceil(epochs * i / _EVALUATIONS)
-            for i in range(1, _EVALUATIONS + 1)
+            math.ceil(epochs * i / evaluations)
+            for i in range(1, evaluations + 1)
         }
 
     def on_epoch_end(self, epoch, logs=None):
@@ -398,6 +428,20 @@ class _Recorder(keras.callbacks.Callback):
             row["validation_loss"] = score.loss
             if self._progress:
                 self._progress(row)
+
+
+def load_data(name, *, protocol="short", **settings):
+    """A dataset as a protocol wants it.
+
+    Args:
+        name: As of `tfkd.data.load`.
+        protocol: A name in `protocols.ALL`.
+        **settings: As of `tfkd.data.load`.
+
+    Returns:
+        A `tfkd.data.Dataset`.
+    """
+    return data.load(name, **settings, **ALL[protocol].data)
 
 
 def build(recipe, dataset):
@@ -419,6 +463,7 @@ def train(network, dataset, recipe, progress=None):
         dataset,
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
+        protocol=recipe.protocol,
         progress=progress,
     )
 
@@ -723,13 +768,20 @@ def _refuse_to_replace(path, script, overwrite):
         )
 
 
-def describe(dataset):
+def describe(dataset, protocol="short"):
     """A dataset in a line."""
+    held_out = f"{dataset.num_validation} validation, "
+    if validates_on_test(protocol):
+        held_out = ""
     return (
-        f"{dataset.name}: {dataset.num_train} training, "
-        f"{dataset.num_validation} validation, {dataset.num_test} test "
-        f"images of shape {dataset.input_shape}"
+        f"{dataset.name}: {dataset.num_train} training, {held_out}"
+        f"{dataset.num_test} test images of shape {dataset.input_shape}"
     )
+
+
+def validates_on_test(protocol):
+    """Whether a protocol looks at the test images while it trains."""
+    return ALL[protocol].data.get("validation_from") == "test"
 
 
 def run(parser, body):
@@ -890,16 +942,19 @@ def kilobytes(size):
     return f"{size / 1000:,.0f} kB"
 
 
-def draw_curves(path, *, title, curves, scores, validation_line, test_line):
-    """Draws validation accuracy over epochs and test accuracy per run.
+def draw_curves(
+    path, *, title, curve_title, curves, scores, teacher_line, test_line
+):
+    """Draws accuracy over epochs and test accuracy per run.
 
     Args:
         path: File of the picture.
         title: What was done.
+        curve_title: What the curves are.
         curves: Dict, method -> list of its runs, each a list of `(epoch,
             accuracy)` with the same epochs.
         scores: Dict, method -> list of the runs' test accuracies.
-        validation_line: The teacher's validation accuracy.
+        teacher_line: The teacher's accuracy beside the curves.
         test_line: The teacher's test accuracy.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -931,11 +986,11 @@ def draw_curves(path, *, title, curves, scores, validation_line, test_line):
         right.plot(percentages, rows, marker="o", alpha=0.45, mew=0, **style)
         right.plot(percentages.mean(), row, marker="|", ms=22, mew=2.5, **style)
     line = {"color": "0.3", "linestyle": "--", "linewidth": 1}
-    left.axhline(100 * validation_line, label="teacher", **line)
+    left.axhline(100 * teacher_line, label="teacher", **line)
     right.axvline(100 * test_line, **line)
     left.set(xlabel="epoch", ylabel="%")
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_title("Validation accuracy, mean and range of seeds", loc="left")
+    left.set_title(curve_title, loc="left")
     left.legend(loc="lower right", frameon=False)
     right.set_yticks(range(len(scores)), scores)
     right.set_ylim(len(scores) - 0.5, -0.5)

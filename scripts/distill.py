@@ -3,7 +3,8 @@
 Trains a teacher on the whole training split, or loads one; then students on
 a few examples per class, each method with each seed. Prints a table, and
 writes the student with the best validation accuracy, its exports and a
-report to one folder.
+report to one folder. With --protocol crd the setting is that of the papers'
+tables, which look at the test images instead.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from typing import NamedTuple
 
 import common
 import keras
+from protocols import PROTOCOLS
 
 import tfkd
-from tfkd import data, models
+from tfkd import models
 from tfkd.export import export_student
 
 METHODS = ("ce", "activations", "activations+jacobian", "kd", "ipot+kd")
@@ -29,14 +31,7 @@ SMOKE = {
 }
 # Between the logits of the student and of its exports.
 TOLERANCE = 1e-4
-_HEADER = (
-    "method",
-    "test accuracy %",
-    "validation %",
-    "parameters",
-    "size",
-    "images/s",
-)
+_HEADER = ("parameters", "size", "images/s")
 
 
 class Run(NamedTuple):
@@ -48,7 +43,11 @@ class Run(NamedTuple):
         network: The network.
         history: List of dicts, one an epoch.
         stages: The same of the stages before, with the stage's name.
-        validation, test: `common.Score`s.
+        test: `common.Score` after the last epoch.
+        validation: The same of the validation images; None where these are
+            the test images.
+        best: Highest test accuracy of its epochs, where the test images are
+            looked at after each; else None.
     """
 
     method: str
@@ -56,8 +55,14 @@ class Run(NamedTuple):
     network: keras.Model
     history: list
     stages: list
-    validation: common.Score
     test: common.Score
+    validation: common.Score | None
+    best: float | None
+
+    @property
+    def choice(self):
+        """The `common.Score` by which a run is chosen."""
+        return self.validation or self.test
 
 
 def main(argv=None):
@@ -75,6 +80,9 @@ def main(argv=None):
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
+    if options.learning_rate is None:
+        protocol = PROTOCOLS[options.protocol]
+        options.learning_rate = protocol.rate_of(options.student)
     return common.run(parser, lambda: _distill(parser, options))
 
 
@@ -191,18 +199,18 @@ def _distill(parser, options):
     writing = common.run_folder(output, "distill", options.overwrite)
     with parser.opening("--output", writing) as folder:
         dataset, recipe, teacher_file = _prepare(parser, options)
-        common.say(common.describe(dataset))
+        common.say(common.describe(dataset, options.protocol))
         if recipe and not teacher_file.exists():
             common.train_teacher(
                 parser, "--teacher", recipe, dataset, teacher_file
             )
         network = common.load_teacher(teacher_file)
-        teacher = _measured("teacher", None, network, [], [], dataset)
+        teacher = _measured(options, "teacher", network, dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
         runs = _train_students(options, network)
         chosen = max(
             runs,
-            key=lambda run: (run.validation.accuracy, -run.validation.loss),
+            key=lambda run: (run.choice.accuracy, -run.choice.loss),
         )
         images, _ = next(
             iter(dataset.validation.rebatch(common.CHECKED_IMAGES))
@@ -247,8 +255,9 @@ def _distill(parser, options):
         _draw(folder / "curves.png", options, teacher, runs)
     common.say(f"\n{table}\n\n{common.exports_table(exports)}\n")
     common.say(
-        f"chosen by validation: {chosen.method}, seed {chosen.seed}, "
-        f"{_accuracies(chosen)}\nwrote {output} in {config['seconds']:.0f} s"
+        f"chosen by {_chosen_by(options)}: {chosen.method}, seed "
+        f"{chosen.seed}, {_accuracies(chosen)}\n"
+        f"wrote {output} in {config['seconds']:.0f} s"
     )
     return common.check_exports(parser, exports, TOLERANCE)
 
@@ -268,10 +277,13 @@ def _prepare(parser, options):
             network=options.teacher,
             width=options.teacher_width,
             epochs=options.teacher_epochs,
+            learning_rate=PROTOCOLS[options.protocol].rate_of(options.teacher),
+            protocol=options.protocol,
         )
     with parser.checking("--dataset"):
-        dataset = data.load(
+        dataset = common.load_data(
             options.dataset,
+            protocol=options.protocol,
             batch_size=common.RECIPE.batch_size,
             seed=common.RECIPE.seed,
         )
@@ -310,8 +322,9 @@ def _given_file(parser, options):
 
 
 def _students_data(options, seed):
-    return data.load(
+    return common.load_data(
         options.dataset,
+        protocol=options.protocol,
         batch_size=options.batch_size,
         examples_per_class=options.examples_per_class,
         index=any(map(_needs_index, options.method)),
@@ -376,27 +389,39 @@ def _train_students(options, teacher):
                 dataset,
                 epochs=epochs,
                 learning_rate=options.learning_rate,
+                protocol=options.protocol,
+                stage=stage is not None,
                 progress=common.dot,
             )
             if stage:
                 stages += [{**row, "stage": stage} for row in history]
-        run = _measured(method, seed, student, history, stages, dataset)
+        run = _measured(
+            options, method, student, dataset, seed, history, stages
+        )
         runs.append(run)
         seconds = time.perf_counter() - start
         common.say(f"  {_accuracies(run)}  {seconds:5.1f} s")
     return runs
 
 
-def _measured(method, seed, network, history, stages, dataset):
+def _measured(
+    options, method, network, dataset, seed=None, history=(), stages=()
+):
     """The `Run` of a trained network."""
+    on_test = common.validates_on_test(options.protocol)
     return Run(
         method=method,
         seed=seed,
         network=network,
         history=history,
         stages=stages,
-        validation=common.evaluate(network, dataset.validation),
         test=common.evaluate(network, dataset.test),
+        validation=None
+        if on_test
+        else common.evaluate(network, dataset.validation),
+        best=common.best_epoch(history)["validation_accuracy"]
+        if on_test and history
+        else None,
     )
 
 
@@ -404,19 +429,28 @@ def _measured(method, seed, network, history, stages, dataset):
 
 
 def _accuracies(run):
-    return (
-        f"validation {common.percent(run.validation.accuracy)} %, "
-        f"test {common.percent(run.test.accuracy)} %"
-    )
+    test = f"test {common.percent(run.test.accuracy)} %"
+    if run.validation:
+        return f"validation {common.percent(run.validation.accuracy)} %, {test}"
+    best = "" if run.best is None else f", at best {common.percent(run.best)} %"
+    return test + best
 
 
 def _summary(run):
-    return {
+    summary = {
         "method": run.method,
         "seed": run.seed,
-        "validation_accuracy": run.validation.accuracy,
         "test_accuracy": run.test.accuracy,
     }
+    if run.validation:
+        return {**summary, "validation_accuracy": run.validation.accuracy}
+    return {**summary, "best_test_accuracy": run.best}
+
+
+def _chosen_by(options):
+    """What the exported student was chosen by, in words."""
+    on_test = common.validates_on_test(options.protocol)
+    return "test images" if on_test else "validation images"
 
 
 def _by_method(runs):
@@ -442,15 +476,26 @@ def _table(teacher, chosen, runs, dataset):
             (
                 method,
                 common.mean_and_deviation([r.test.accuracy for r in group]),
-                common.mean_and_deviation(
-                    [r.validation.accuracy for r in group]
-                ),
+                _second(group),
                 f"{network.count_params():,}",
                 common.kilobytes(common.weight_bytes(network)),
                 f"{speeds[method != 'teacher']:,.0f}",
             )
         )
-    return common.markdown_table(_HEADER, rows)
+    accuracies = (
+        ("test accuracy %", "validation %")
+        if chosen.validation
+        else ("test accuracy %, last epoch", "best epoch %")
+    )
+    return common.markdown_table(("method", *accuracies, *_HEADER), rows)
+
+
+def _second(group):
+    """The second column of the comparison, of a method's runs."""
+    values = [
+        run.validation.accuracy if run.validation else run.best for run in group
+    ]
+    return "" if None in values else common.mean_and_deviation(values)
 
 
 def _examples(options):
@@ -476,13 +521,46 @@ def _draw(path, options, teacher, runs):
         f"{options.student} on {_examples(vars(options))}",
         curves=curves,
         scores=scores,
-        validation_line=teacher.validation.accuracy,
+        teacher_line=teacher.choice.accuracy,
+        curve_title=f"{'Test' if teacher.validation is None else 'Validation'} "
+        "accuracy, mean and range of seeds",
         test_line=teacher.test.accuracy,
     )
 
 
 def _numbers(values):
     return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _protocol(options):
+    """How the students were trained, in words."""
+    name = options["protocol"]
+    text = (
+        f"Protocol {name}: {PROTOCOLS[name].description}. Here: "
+        f"{options['epochs']} epochs, batch size {options['batch_size']}, "
+        f"learning rate {options['learning_rate']:g}."
+    )
+    if common.validates_on_test(name):
+        text += (
+            " The best epoch is that of the highest test accuracy, as the "
+            "papers' tables have it: test images chose it."
+        )
+    return text
+
+
+def _choice(options, student):
+    """How the exported student was chosen, in words."""
+    test = common.percent(student["test_accuracy"])
+    if common.validates_on_test(options["protocol"]):
+        return (
+            "the best of all runs by test accuracy after the last epoch, then "
+            f"test loss. Test {test} %, of images that chose the run."
+        )
+    validation = common.percent(student["validation_accuracy"])
+    return (
+        "the best of all runs by validation accuracy, then validation loss. "
+        f"Validation {validation} %, test {test} %; test images chose nothing."
+    )
 
 
 def _report(config, table, exports):
@@ -504,19 +582,18 @@ Size is that of the weights. Images/s is the median over batches of \
 
 ![Curves](curves.png)
 
+{_protocol(options)}
+
 ## The exported student
 
-{student["method"]}, seed {student["seed"]}: the best of all runs by \
-validation accuracy, then validation loss. Validation \
-{common.percent(student["validation_accuracy"])} %, test \
-{common.percent(student["test_accuracy"])} %; test images chose nothing.
+{student["method"]}, seed {student["seed"]}: {_choice(options, student)}
 
 {common.exports_table(exports)}
 
 Each was loaded and compared with the student on up to \
 {common.CHECKED_IMAGES} \
-validation images: largest absolute difference of a logit (tolerance \
-{TOLERANCE:g}), and share of equal labels.
+images that were not trained on: largest absolute difference of a logit \
+(tolerance {TOLERANCE:g}), and share of equal labels.
 
 Inputs are `(pixels - mean) / std` with mean {_numbers(dataset["mean"])} and \
 std {_numbers(dataset["std"])}; outputs are logits of {classes}.

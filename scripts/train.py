@@ -3,12 +3,14 @@
 Writes a Keras file, which distill.py takes as --teacher.
 """
 
+import functools
 import pathlib
 import time
 
 import common
+from protocols import PROTOCOLS
 
-from tfkd import data, models
+from tfkd import models
 
 SMOKE = {"epochs": 1, "width": 0.0625}
 
@@ -80,8 +82,10 @@ def _train(parser, options):
         width=options.width,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate
+        or PROTOCOLS[options.protocol].rate_of(options.network),
         seed=options.seed,
+        protocol=options.protocol,
     )
     output = pathlib.Path(
         options.output
@@ -91,8 +95,9 @@ def _train(parser, options):
     writing = common.output_file(output, options.overwrite)
     with parser.opening("--output", writing) as file:
         with parser.checking("--dataset"):
-            dataset = data.load(
+            dataset = common.load_data(
                 options.dataset,
+                protocol=recipe.protocol,
                 batch_size=recipe.batch_size,
                 examples_per_class=options.examples_per_class,
                 seed=recipe.seed,
@@ -100,24 +105,36 @@ def _train(parser, options):
         with parser.checking("--network"):
             network = common.build(recipe, dataset)
         common.say(
-            f"{common.describe(dataset)}\n{network.name}, width "
-            f"{recipe.width:g}: {network.count_params():,} parameters"
+            f"{common.describe(dataset, recipe.protocol)}\n{network.name}, "
+            f"width {recipe.width:g}: {network.count_params():,} parameters"
         )
-        common.train(network, dataset, recipe, progress=_show)
+        on_test = common.validates_on_test(recipe.protocol)
+        seen = "test" if on_test else "validation"
+        rows = common.train(
+            network, dataset, recipe, progress=functools.partial(_show, seen)
+        )
         network.save(file)
-    validation = common.evaluate(network, dataset.validation)
     test = common.evaluate(network, dataset.test)
+    best = common.best_epoch(rows)
+    if on_test:
+        summary = (
+            f"test {common.percent(test.accuracy)} % after the last epoch, "
+            f"{common.percent(best['validation_accuracy'])} % after the best, "
+            f"epoch {best['epoch']}"
+        )
+    else:
+        validation = common.percent(rows[-1]["validation_accuracy"])
+        summary = f"validation {validation} %, test "
+        summary += f"{common.percent(test.accuracy)} %"
     common.say(
-        f"validation {common.percent(validation.accuracy)} %, test "
-        f"{common.percent(test.accuracy)} %\nwrote {output} in "
-        f"{time.perf_counter() - started:.0f} s"
+        f"{summary}\nwrote {output} in {time.perf_counter() - started:.0f} s"
     )
     return 0
 
 
-def _show(row):
+def _show(seen, row):
     common.say(
-        f"epoch {row['epoch']:4}  loss {row['loss']:.4f}  validation "
+        f"epoch {row['epoch']:4}  loss {row['loss']:.4f}  {seen} "
         f"{common.percent(row['validation_accuracy'])} %"
     )
 

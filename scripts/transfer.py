@@ -18,6 +18,7 @@ import common
 import keras
 import numpy as np
 from matplotlib.figure import Figure
+from protocols import TRANSFER
 
 import tfkd
 from tfkd import data, models
@@ -43,39 +44,6 @@ SMOKE = {
 TOLERANCE = 1e-4
 # Methods whose weight is no part of what they are.
 _UNWEIGHTED = ("scratch", "ce", "finetune")
-
-
-class Schedule(NamedTuple):
-    """How students are trained.
-
-    Attributes:
-        epochs: Passes over the training data, or None.
-        steps: Steps instead, rounded up to whole epochs.
-        batch_size: Images per step.
-        learning_rate: At the start.
-        drops: Shares of the whole after which the rate of SGD with momentum
-            0.9 falls to a tenth. None: Adam along a cosine.
-        source: What it is, in words.
-    """
-
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    learning_rate: float
-    drops: tuple | None
-    source: str
-
-
-SCHEDULES = {
-    "cosine": Schedule(40, None, 25, 5e-3, None, "Adam"),
-    "scenes": Schedule(
-        75, None, 8, 1e-3, (40 / 75, 60 / 75), "Srinivas & Fleuret 2018"
-    ),
-    "finetune": Schedule(None, 9000, 64, 0.01, (2 / 3,), "Li et al. 2020"),
-    "finetune-long": Schedule(
-        None, 16000, 64, 0.01, (1 / 2, 3 / 4), "Li et al. 2020, Foods"
-    ),
-}
 
 
 class Run(NamedTuple):
@@ -116,10 +84,8 @@ def main(argv=None):
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
-    schedule = SCHEDULES[options.schedule]
-    for name in ("epochs", "batch_size", "learning_rate"):
-        if getattr(options, name) is None:
-            setattr(options, name, getattr(schedule, name))
+    if options.learning_rate is None:
+        options.learning_rate = TRANSFER[options.protocol].learning_rate
     return common.run(parser, lambda: _transfer(parser, options))
 
 
@@ -175,7 +141,7 @@ def _parser():
         help="each method trains one student with each seed",
     )
     _add_network_arguments(parser)
-    _add_schedule_arguments(parser)
+    _add_training_arguments(parser)
     _add_data_arguments(parser)
     common.add_output_arguments(
         parser,
@@ -237,38 +203,49 @@ def _add_network_arguments(parser):
     )
 
 
-def _add_schedule_arguments(parser):
+def _add_training_arguments(parser):
     add = parser.add_argument
-    presets = "; ".join(
-        f"{name}: {s.source}, {s.epochs or s.steps} "
-        f"{'epochs' if s.epochs else 'steps'} of {s.batch_size} images, rate "
-        f"{s.learning_rate:g}"
-        for name, s in SCHEDULES.items()
-    )
     add(
-        "--schedule",
-        choices=tuple(SCHEDULES),
-        default="cosine",
-        help=f"how students are trained. {presets}",
+        "--protocol",
+        choices=list(TRANSFER),
+        default="short",
+        help="how students are trained, which changes other defaults. "
+        + " ".join(
+            f"{name}: {protocol.description}."
+            for name, protocol in TRANSFER.items()
+        ),
     )
-    of_the_schedule = "(default: the schedule's)"
     add(
         "--epochs",
         type=common.integer(1),
+        default=40,
         metavar="N",
-        help=f"passes over the training images {of_the_schedule}",
+        help="passes over the training images",
+    )
+    add(
+        "--steps",
+        type=common.integer(1),
+        metavar="N",
+        help="instead of epochs, in the protocols that count so: steps, "
+        "rounded up to whole epochs",
     )
     add(
         "--batch-size",
         type=common.integer(1),
+        default=25,
         metavar="N",
-        help=f"images per step {of_the_schedule}",
+        help="images per step",
     )
     add(
         "--learning-rate",
         type=common.positive_number,
         metavar="RATE",
-        help=f"at the start {of_the_schedule}",
+        help="at the start (default: that of the protocol: "
+        + "; ".join(
+            f"{name} {protocol.learning_rate:g}"
+            for name, protocol in TRANSFER.items()
+        )
+        + ")",
     )
 
 
@@ -536,23 +513,10 @@ def _trainer(method, weight, options, dataset, source):
 # === Training ===
 
 
-def _optimizer(options, dataset):
-    """The epochs and the optimizer of a schedule; None is the default one."""
-    schedule = SCHEDULES[options.schedule]
+def _epochs(options, dataset):
+    """Passes over the training images, as many as the steps make."""
     steps = int(dataset.train.cardinality())
-    epochs = options.epochs or math.ceil(schedule.steps / steps)
-    if schedule.drops is None:
-        return epochs, None
-    total = epochs * steps
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-        # A boundary is the last step at the rate before it.
-        [round(share * total) - 1 for share in schedule.drops],
-        [
-            options.learning_rate * 0.1**drop
-            for drop in range(len(schedule.drops) + 1)
-        ],
-    )
-    return epochs, keras.optimizers.SGD(rate, momentum=0.9)
+    return options.epochs or math.ceil(options.steps / steps)
 
 
 def _train_students(options, source):
@@ -574,13 +538,12 @@ def _train_students(options, source):
         keras.utils.set_random_seed(seed)
         dataset = _target_data(options, examples, seed)
         transferer = _trainer(method, weight, options, dataset, source)
-        epochs, optimizer = _optimizer(options, dataset)
         history = common.fit(
             transferer,
             dataset,
-            epochs=epochs,
+            epochs=_epochs(options, dataset),
             learning_rate=options.learning_rate,
-            optimizer=optimizer,
+            protocol=options.protocol,
         )
         student = transferer.student
         tested = models.average_views(student) if options.ten_crop else student
@@ -730,7 +693,7 @@ def _draw(path, options, best):
 def _report(config, table, best, exports):
     """The text of report.md."""
     options, target = config["options"], config["target"]
-    schedule = SCHEDULES[options["schedule"]]
+    protocol = TRANSFER[options["protocol"]]
     versions = ", ".join(f"{k} {v}" for k, v in config["versions"].items())
     crops = ", ten crops of each" if options["ten_crop"] else ""
     student = config["student"]
@@ -761,7 +724,7 @@ validation loss. Validation \
 
 - {versions}
 - source network: `{config["source"]}`
-- schedule: {options["schedule"]} ({schedule.source})
+- protocol: {options["protocol"]} ({protocol.description})
 - settings and all runs: `config.json`; every epoch: `history.csv`
 - {config["seconds"]:.0f} seconds
 """

@@ -103,6 +103,28 @@ def check_choice(value, choices, argument):
     return value
 
 
+def check_names(value, argument):
+    """`value` as a list, if it is a list or tuple of at least one string.
+
+    Args:
+        value: Anything.
+        argument: The argument's name, for the error.
+
+    Returns:
+        A list of strings.
+
+    Raises:
+        ValueError: If it is anything else; a string is no list of letters.
+    """
+    names = list(value) if isinstance(value, list | tuple) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a list of at "
+            f"least one name. Received: {argument}={value!r}"
+        )
+    return names
+
+
 def check_seed(value):
     """`value` as an int, if it is an integer in [0, 2**32).
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfkd.matches.base import BaseMatch
 from tfkd.records import unpack
-from tfkd.trace import Trace
+from tfkd.teachers import as_teachers, trace_of
 
 # Of the files' layout and of what is observed; a new one hides old files.
 _VERSION = 1
@@ -45,7 +45,8 @@ def with_teacher(dataset, *, teacher, matches, cache_dir=None, verbose=1):
     Args:
         dataset: A finite `tf.data.Dataset` of batches `(x, y)` or `(x, y,
             sample_weight)`, y a label or a record.
-        teacher: The built Keras model that the Distiller is given.
+        teacher: The built Keras model that the Distiller is given, or the
+            list of several; of these the mean is kept.
         matches: List of matches, or a `tfkd.methods.Method`. Those that need
             no teacher are passed over. `AttentionJacobianMatch` must be a
             Distiller's already.
@@ -79,20 +80,37 @@ def with_teacher(dataset, *, teacher, matches, cache_dir=None, verbose=1):
     ```
     """
     _require_dataset(dataset)
-    _require_teacher(teacher)
+    teachers = _built(teacher)
     matches = _observing(matches)
     seen = _read(dataset)
     folder = _folder(cache_dir) / _hexadecimal(seen.digest)
-    keys = {observation_key(match): match for match in matches}
-    teacher_key = network_key(teacher)
-    kept = {f"{teacher_key}-{key}": match for key, match in keys.items()}
+    teacher_key = teachers_key(teachers)
+    kept = {
+        f"{teacher_key}-{observation_key(match, len(teachers))}": match
+        for match in matches
+    }
     missing = {
         key: match for key, match in kept.items() if not (folder / key).is_dir()
     }
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        _observe(dataset, seen, teacher, missing, folder, verbose)
+        _observe(dataset, seen, teachers, missing, folder, verbose)
     return _joined(dataset, seen, {key: _Kept(folder / key) for key in kept})
+
+
+def teachers_key(teachers):
+    """Short text that tells teachers apart, as `network_key`.
+
+    Args:
+        teachers: List of built Keras models, in any order.
+
+    Returns:
+        A string of hexadecimal digits.
+    """
+    keys = sorted(network_key(teacher) for teacher in teachers)
+    if len(keys) == 1:
+        return keys[0]
+    return _hexadecimal(hashlib.sha256("".join(keys).encode()).digest())
 
 
 def network_key(model):
@@ -131,11 +149,12 @@ def _without_trainable(config):
     return config
 
 
-def observation_key(match):
+def observation_key(match, count=1):
     """Short text that tells apart what matches observe, or None.
 
     Args:
         match: A match.
+        count: Number of teachers.
 
     Returns:
         A string of hexadecimal digits; None where the match draws what it
@@ -144,7 +163,11 @@ def observation_key(match):
     observation = match.observation()
     if observation is None:
         return None
-    text = json.dumps([_VERSION, observation])
+    parts = [_VERSION, observation]
+    loss = getattr(match, "loss", None)
+    if count > 1 and hasattr(loss, "ensemble"):
+        parts.append([type(loss).__qualname__, loss.get_config()])
+    text = json.dumps(parts, default=str)
     return _hexadecimal(hashlib.sha256(text.encode()).digest())
 
 
@@ -220,13 +243,13 @@ def _digests(x, label):
     return np.stack(digests)
 
 
-def _observe(dataset, seen, teacher, missing, folder, verbose):
-    """Runs the teacher and writes what matches observe.
+def _observe(dataset, seen, teachers, missing, folder, verbose):
+    """Runs the teachers and writes what matches observe.
 
     Args:
         dataset: The dataset.
         seen: Its `_Pass`.
-        teacher: The teacher.
+        teachers: List of teachers.
         missing: Key -> match.
         folder: Where a folder for each key is to be.
         verbose: Whether to show progress.
@@ -239,8 +262,8 @@ def _observe(dataset, seen, teacher, missing, folder, verbose):
 
     @tf.function(autograph=False, input_signature=specs)
     def observe(x, label):
-        trace = Trace(
-            teacher,
+        trace = trace_of(
+            teachers,
             x,
             layers=list(dict.fromkeys(layers)),
             labels=label,
@@ -260,7 +283,8 @@ def _observe(dataset, seen, teacher, missing, folder, verbose):
             for key, observed in observe(x, record.label).items():
                 writers[key].write(rows, observed)
             progress.add(1)
-    teacher._clear_losses()
+    for teacher in teachers:
+        teacher._clear_losses()
 
 
 def _require_same(seen, rows, digests):
@@ -519,12 +543,15 @@ def _require_dataset(dataset):
         )
 
 
-def _require_teacher(teacher):
-    if not isinstance(teacher, keras.Model) or not teacher.built:
+def _built(teacher):
+    """The list of teachers, all of them built."""
+    teachers = as_teachers(teacher)
+    if not teachers or not all(model.built for model in teachers):
         raise ValueError(
             "Invalid value for argument `teacher`. Expected a built Keras "
-            f"model. Received: teacher={teacher!r}"
+            f"model, or a list of some. Received: teacher={teacher!r}"
         )
+    return teachers
 
 
 def _observing(matches):

@@ -17,7 +17,9 @@ class Distiller(StudentTrainer):
         student: A built Keras model.
         teacher: A built Keras model of the same label space, or None where
             no match needs one. A constant: never trained, changed, saved or
-            exported.
+            exported. A list of several is averaged: what the matches observe
+            of them, at layers of the same names and shapes; under losses of
+            class probabilities those, at the loss's temperature.
         matches: List of matches, or a `tfkd.methods.Method`.
         label_weight: Number or function of the step, >= 0; None: the
             method's, or 1.
@@ -25,8 +27,8 @@ class Distiller(StudentTrainer):
 
     Raises:
         ValueError: If the label spaces differ, a match cannot compare the
-            two networks or needs a teacher that is missing, or a weight is
-            invalid.
+            two networks or needs a teacher that is missing, several
+            teachers cannot be averaged, or a weight is invalid.
 
     Example:
 
@@ -43,8 +45,6 @@ class Distiller(StudentTrainer):
     """
 
     def _check_networks(self, student, teacher):
-        if teacher is None:
-            return
         ours, theirs = student.signals[None], teacher.signals[None]
         if not (isinstance(ours, Signal) and isinstance(theirs, Signal)):
             return

@@ -119,7 +119,9 @@ def build(name, *, student, teacher=None, **overrides):
             the layers that every network of `tfkd.models` has (stage1,
             stage2, ..., features); for others pass `at`.
         teacher: Likewise. None: the student is fine-tuned, and compared
-            with its own start by `Transferer(reference="start")`.
+            with its own start by `Transferer(reference="start")`. Of a list
+            of teachers the first tells where, and the trainer checks that
+            the others are alike there.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
             `kd={"weight": 0.5}`.
@@ -172,6 +174,8 @@ def build(name, *, student, teacher=None, **overrides):
             "Invalid value for argument `name`. Expected one of "
             f"{NAMES} or a sum of some. Received: name={name!r}"
         )
+    if isinstance(teacher, list | tuple) and teacher:
+        teacher = teacher[0]
     for model, role in ((student, "student"), (teacher, "teacher")):
         missing = role == "teacher" and model is None
         if not missing and not isinstance(model, keras.Model):

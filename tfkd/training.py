@@ -5,11 +5,12 @@ import contextvars
 import keras
 import tensorflow as tf
 
-from tfkd.caching import network_key, observation_key
+from tfkd.caching import observation_key, teachers_key
 from tfkd.checks import check_data
 from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
+from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
 
 # XLA's second derivative of max pooling compares the top 16 bits only.
@@ -38,7 +39,9 @@ class StudentTrainer(keras.Model):
     Args:
         student: A built Keras model.
         teacher: A built Keras model, or None where no match needs one. It is
-            a constant: never trained, changed, saved or exported.
+            a constant: never trained, changed, saved or exported. Of a list
+            of models what the matches observe is averaged: each is run once
+            a step, and layers must have one shape in all of them.
         matches: List of matches, or a `tfkd.methods.Method`.
         label_weight: As a match's weight; None: the method's, or 1.
         name: As of `keras.Model`.
@@ -49,7 +52,8 @@ class StudentTrainer(keras.Model):
 
     Raises:
         ValueError: If a match cannot compare the two networks, needs a
-            teacher that is missing, or a weight is invalid.
+            teacher that is missing, or a weight is invalid; if several
+            teachers cannot be averaged.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class StudentTrainer(keras.Model):
         self.label_weight = check_weight(label_weight, "label_weight")
         self.student = student
         self.matches = _as_matches(getattr(matches, "matches", matches))
-        self._networks = _Networks(teacher)
+        self._networks = _Networks(as_teachers(teacher))
         self._hides_losses = False
         self._bind()
         names = _unique_names(self.matches)
@@ -79,30 +83,42 @@ class StudentTrainer(keras.Model):
 
     def _bind(self):
         """Outlines both networks and binds the matches to them."""
-        teacher = self._networks.teacher
+        teachers = self._networks.teachers
+        self._require_replicas()
         for match in self.matches:
-            if match.needs_teacher and teacher is None:
+            if match.needs_teacher and not teachers:
                 raise ValueError(
                     f"Match '{match.name}' needs a teacher. "
                     f"{self._how_to_give_a_teacher}, or load a saved trainer "
                     f"with {type(self).__name__}.load(path, teacher=...)."
+                )
+            if len(teachers) > 1 and not match.averages_teachers:
+                raise ValueError(
+                    f"Match '{match.name}' ({match.how}) learns what one "
+                    "teacher's signal looks like, so several cannot be "
+                    f"averaged. Received: {len(teachers)} teachers. Give it "
+                    "one teacher, or take another match."
                 )
         self._student_layers = _merged(
             [*(m.student_layers for m in self.matches), self._layers_beside()]
         )
         self._teacher_layers = _merged(m.teacher_layers for m in self.matches)
         ours = outline(self.student, self._student_layers)
-        theirs = None
-        if teacher is not None:
-            theirs = outline(teacher, self._teacher_layers)
+        theirs = outlines(teachers, self._teacher_layers)
+        for teacher, their in zip(teachers, theirs, strict=True):
             _require_disjoint(self.student, teacher)
-            _require_equal_inputs(ours, theirs)
-        self._check_networks(ours, theirs)
+            _require_equal_inputs(ours, their)
+            self._check_networks(ours, their)
         for match in self.matches:
-            match.claim(self.student, teacher if match.needs_teacher else None)
-            match.bind(student=self._outline_for(match, ours), teacher=theirs)
+            match.claim(
+                self.student, *(teachers if match.needs_teacher else [])
+            )
+            for their in theirs or [None]:
+                match.bind(
+                    student=self._outline_for(match, ours), teacher=their
+                )
         self._networks.student_outline = ours
-        self._networks.teacher_outline = theirs
+        self._networks.teacher_outlines = theirs
         self._networks.trainable = _trainable_flags(self.student)
         shared = [m for m in self.matches if not m.has_own_pass]
         wanted = [m for m in shared if m.needs_input_gradient]
@@ -121,7 +137,7 @@ class StudentTrainer(keras.Model):
     _how_to_give_a_teacher = "Pass teacher="
 
     def _check_networks(self, student, teacher):
-        """Hook for what a subclass requires of the two outlines."""
+        """Hook for what a subclass requires of a teacher's outline."""
 
     def _layers_beside(self):
         """Student's layers that are read beside those of the matches."""
@@ -151,7 +167,7 @@ class StudentTrainer(keras.Model):
             match.observes_teacher and match.differentiates_teacher_twice
             for match in self.matches
         ):
-            twice.append(networks.teacher_outline)
+            twice += networks.teacher_outlines
         for network in twice:
             for op in _APPROXIMATE_UNDER_XLA:
                 place = network.ops.get(op) or network.training_ops.get(op)
@@ -176,14 +192,16 @@ class StudentTrainer(keras.Model):
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
                 reverse; if `jit_compile=True` would give an approximate
-                Jacobian, or a match does not run under it; or if a metric
-                has the name of a match.
+                Jacobian, or a match does not run under it; if a match does
+                not run on several replicas; or if a metric has the name of a
+                match.
         """
         if loss is None and not self.matches:
             raise ValueError(
                 "There is nothing to learn from: compile() got no loss and "
                 "there are no matches."
             )
+        self._require_replicas()
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
         approximate = self._approximate_op()
@@ -395,15 +413,16 @@ class StudentTrainer(keras.Model):
         ]
         if not missing:
             return observed
-        trace = Trace(
-            self._networks.teacher,
+        trace = trace_of(
+            self._networks.teachers,
             x,
             layers=self._teacher_layers,
             labels=y,
             index=index,
             differentiable=self._teacher_differentiable,
         )
-        self._networks.teacher._clear_losses()
+        for teacher in self._networks.teachers:
+            teacher._clear_losses()
         for i, match in missing:
             observed[i] = keras.tree.map_structure(
                 _constant, match.observe(trace, training=training)
@@ -419,19 +438,20 @@ class StudentTrainer(keras.Model):
         Raises:
             ValueError: If that was another teacher.
         """
-        if not given or self._networks.teacher is None:
+        teachers = self._networks.teachers
+        if not given or not teachers:
             return [None] * len(self.matches)
         with tf.init_scope():
-            teacher = network_key(self._networks.teacher)
+            teacher = teachers_key(teachers)
         if not all(key.startswith(teacher) for key in given):
+            names = ", ".join(f"'{teacher.name}'" for teacher in teachers)
             raise ValueError(
                 "The dataset holds what tfkd.caching.with_teacher kept of "
-                f"another teacher than '{self._networks.teacher.name}', or "
-                "of this one with other weights. Call with_teacher with the "
-                "teacher of the Distiller."
+                f"another teacher than {names}, or of this one with other "
+                "weights. Call with_teacher with the teacher of the Distiller."
             )
         return [
-            f"{teacher}-{observation_key(match)}"
+            f"{teacher}-{observation_key(match, len(teachers))}"
             if match.observes_teacher
             else None
             for match in self.matches
@@ -571,6 +591,13 @@ class StudentTrainer(keras.Model):
 
     # === Checks of what users bring ===
 
+    def _require_replicas(self):
+        """Raises if a match cannot be trained by so many replicas."""
+        for match in self.matches:
+            match.require_replicas(
+                self.distribute_strategy.num_replicas_in_sync
+            )
+
     def _require_index(self, index):
         """Raises if a match needs the examples' numbers and has none."""
         for match in self.matches:
@@ -610,10 +637,10 @@ class StudentTrainer(keras.Model):
 
     def _checked(self, x, y, examples=None):
         """The data, checked; see `check_data`."""
-        known = (
+        known = [
             self._networks.student_outline,
-            self._networks.teacher_outline,
-        )
+            *self._networks.teacher_outlines,
+        ]
         if isinstance(x, tf.data.Dataset):
             # A compiled step has checked the teacher of its first batch only.
             specs = x.element_spec
@@ -622,7 +649,7 @@ class StudentTrainer(keras.Model):
         return check_data(
             x,
             y,
-            outlines=[outline for outline in known if outline is not None],
+            outlines=known,
             classes=self._sparse_classes(),
             examples=examples,
         )
@@ -692,7 +719,8 @@ class StudentTrainer(keras.Model):
 
         Args:
             path: The `.keras` file.
-            teacher: The teacher, which the file does not hold.
+            teacher: The teacher or list of teachers, which the file does
+                not hold.
             **kwargs: As of `keras.saving.load_model`.
 
         Returns:
@@ -740,7 +768,9 @@ class StudentTrainer(keras.Model):
         if "inference" in self._student_passes:
             passes.append("student 1 inference pass")
         if any(match.observes_teacher for match in self.matches):
-            passes.append("teacher 1 inference pass")
+            count = len(self._networks.teachers)
+            each = f"each of {count} teachers" if count > 1 else "teacher"
+            passes.append(f"{each} 1 inference pass")
         own = sum(match.has_own_pass for match in self.matches)
         if own:
             passes.append(f"{own} of matches' own, of each network they need")
@@ -749,20 +779,20 @@ class StudentTrainer(keras.Model):
 
     def _describe_networks(self):
         """Lines that say which networks there are and how large they are."""
-        return describe_networks(self.student, self._networks.teacher)
+        return describe_networks(self.student, self._networks.teachers)
 
 
 class _Networks:
-    """Holds the teacher and the outlines where Keras does not look.
+    """Holds the teachers and the outlines where Keras does not look.
 
-    As an attribute of the trainer, the teacher would be tracked, trained and
+    As an attribute of the trainer, a teacher would be tracked, trained and
     written to every checkpoint.
     """
 
-    def __init__(self, teacher):
-        self.teacher = teacher
+    def __init__(self, teachers):
+        self.teachers = teachers
         self.student_outline = None
-        self.teacher_outline = None
+        self.teacher_outlines = []
         self.trainable = None
 
 
@@ -908,18 +938,18 @@ def _shapes(specs):
     return ", ".join(str(spec.shape) for spec in specs)
 
 
-def describe_networks(student, teacher):
+def describe_networks(student, teachers):
     """Lines that say which networks there are and how large they are.
 
     Args:
         student: The student.
-        teacher: The teacher, or None.
+        teachers: List of the teachers.
 
     Returns:
         List of strings.
     """
     lines = [f"student: {student.name}, {student.count_params():,} parameters"]
-    if teacher is not None:
+    for teacher in teachers:
         ratio = teacher.count_params() / max(student.count_params(), 1)
         lines.append(
             f"teacher: {teacher.name}, {teacher.count_params():,} "

@@ -31,7 +31,8 @@ class Transferer(StudentTrainer):
         student: A built Keras model, for instance of
             `tfkd.models.with_head`.
         teacher: A built Keras model that knows the source task, or None. A
-            constant: never trained, changed, saved or exported.
+            constant: never trained, changed, saved or exported. A list of
+            several of the same classes is averaged as by `Distiller`.
         reference: "start" or None. Not beside a teacher.
         source_head: Whether there is a source head, or the name or path of
             the student's layer that it stands on, which gives `[batch,
@@ -207,9 +208,10 @@ class Transferer(StudentTrainer):
             )
             head.build((None, ours.shape[-1]))
             self.source_head = head
-        self._networks.both_heads = TwoHeads(
-            self.student, self.source_head, self._head_at
-        )
+        if self._networks.both_heads is None:
+            self._networks.both_heads = TwoHeads(
+                self.student, self.source_head, self._head_at
+            )
 
     def _reads_head(self, match):
         """Whether the source head is what a match reads of the student."""
@@ -263,9 +265,9 @@ class Transferer(StudentTrainer):
 
     def _describe_networks(self):
         if self.reference is None:
-            lines = describe_networks(self.student, self._networks.teacher)
+            lines = describe_networks(self.student, self._networks.teachers)
         else:
-            lines = describe_networks(self.student, None)
+            lines = describe_networks(self.student, [])
             lines.append("reference: a frozen copy of the student's start")
         if self.source_head is not None:
             lines.append(

@@ -96,12 +96,26 @@ def test_neighbours_stay_together(make_network):
         ({"max_examples": 0}, "`max_examples`"),
         ({"max_examples": 2}, "at least three"),
         ({"at": "feature"}, "has no layer 'feature'"),
+        ({"at": 1}, "`at`"),
+        ({"at": ("features",)}, "`at`"),
     ],
 )
 def test_wrong_arguments_are_refused(kwargs, message, make_network, data):
     network = make_network(4)
     with pytest.raises(ValueError, match=message):
         feature_alignment(network, network, data, **kwargs)
+
+
+def test_no_network_is_refused(make_network, data):
+    with pytest.raises(ValueError, match="`teacher`"):
+        feature_alignment(make_network(4), None, data)
+
+
+def test_features_that_are_not_finite_are_named(make_network, data):
+    network, spoilt = make_network(4), make_network(4)
+    spoilt.set_weights([np.nan * weight for weight in spoilt.get_weights()])
+    with pytest.raises(ValueError, match="teacher's features are not finite"):
+        feature_alignment(network, spoilt, data)
 
 
 def test_the_picture_shows_both_networks(make_network, data, tmp_path):

@@ -54,3 +54,9 @@ def test_wrong_arguments_are_refused(tmp_path):
         plot_curves({"a": {"x": [1]}, "b": {"y": [1]}}, path)
     with pytest.raises(ValueError, match="'a' has no metric 'y'"):
         plot_curves({"a": {"x": [1]}}, path, metrics=["y"])
+    with pytest.raises(ValueError, match="`metrics`"):
+        plot_curves({"a": {"x": [1]}}, path, metrics="x")
+    with pytest.raises(ValueError, match="`metrics`"):
+        plot_curves({"a": {"x": [1]}}, path, metrics=[])
+    with pytest.raises(ValueError, match="'a' is neither"):
+        plot_curves({"a": [1]}, path)

@@ -115,6 +115,8 @@ def test_wrong_arguments_are_refused(make_network, data):
         transport_trace(network, make_network(5), data, ["conv1"])
     with pytest.raises(ValueError, match="data are empty"):
         transport_trace(network, network, data.take(0), ["conv1"])
+    with pytest.raises(ValueError, match="`model_b`"):
+        transport_trace(network, None, data, ["conv1"])
 
 
 def test_the_picture_shows_a_line_a_pair(make_network, data, tmp_path):

@@ -92,6 +92,94 @@ def refused(argv, capsys):
     return captured.err
 
 
+# === Protocols ===
+
+
+@pytest.fixture(scope="module")
+def crd_run(saved_models, tmp_path_factory):
+    """The folder of a small run by the common benchmark's protocol."""
+    folder = tmp_path_factory.mktemp("runs") / "crd"
+    argv = [
+        *("--protocol", "crd", "--smoke", "--epochs", "4"),
+        *("--method", "ce", "ab", "--teacher", "vgg4", "--student", "vgg4"),
+        *("--output", str(folder)),
+    ]
+    assert distill.main(argv) == 0
+    return folder
+
+
+def test_crd_has_defaults_of_its_own(crd_run):
+    options = read_config(crd_run)["options"]
+    assert options["batch_size"] == 64
+    assert options["learning_rate"] == 0.05
+    assert options["examples_per_class"] is None
+    # Those of --smoke come last.
+    assert options["student_width"] == 0.0625
+
+
+def test_crd_drops_the_rate_in_the_main_stage_alone(crd_run):
+    rates = [
+        (row["method"], row["stage"], float(row["learning_rate"]))
+        for row in read_history(crd_run)
+    ]
+    # After 5/8, 6/8 and 7/8 of the steps; the rate is that of the next step.
+    main = [0.05, 0.05, 5e-4, 5e-5]
+    expected = [("ce", "", rate) for rate in main]
+    expected += [("ab", "ab", 0.05), *(("ab", "", rate) for rate in main)]
+    for ours, theirs in zip(rates, expected, strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
+
+
+def test_crd_reports_the_last_epoch_and_the_best(crd_run):
+    rows = [row for row in read_history(crd_run) if row["method"] == "ce"]
+    accuracies = [float(row["validation_accuracy"]) for row in rows]
+    report = (crd_run / "report.md").read_text()
+    header, _, teacher, ce, _ = [
+        line for line in report.splitlines() if line.startswith("|")
+    ][:5]
+    assert "last epoch" in header
+    assert "best epoch" in header
+    cells = [cell.strip() for cell in ce.strip("|").split("|")]
+    assert cells[:3] == [
+        "ce",
+        common.percent(accuracies[-1]),
+        common.percent(max(accuracies)),
+    ]
+    assert teacher.split("|")[3].strip() == ""
+    assert "test images chose it" in report
+    assert "test images chose nothing" not in report
+    student = read_config(crd_run)["student"]
+    assert "validation_accuracy" not in student
+    assert student["best_test_accuracy"] >= student["test_accuracy"]
+
+
+def test_crd_trains_on_augmented_images_and_all_of_them(monkeypatch):
+    asked = []
+    load = data.load
+
+    def keep(name, **settings):
+        asked.append(settings)
+        return load(name, **settings)
+
+    monkeypatch.setattr(data, "load", keep)
+    common.load_data("digits", protocol="crd", batch_size=8)
+    common.load_data("digits", batch_size=8)
+    assert asked == [
+        {"batch_size": 8, "augment": True, "validation_from": "test"},
+        {"batch_size": 8},
+    ]
+
+
+def test_an_option_goes_before_the_protocols(no_training, saved_models):
+    parser = distill._parser()
+    options = parser.parse(
+        ["--protocol", "crd", "--epochs", "7", "--learning-rate", "1"], {}
+    )
+    assert (options.epochs, options.learning_rate) == (7, 1.0)
+    assert (options.student, options.teacher) == ("resnet8x4", "resnet32x4")
+
+
 # === The list ===
 
 
@@ -139,6 +227,7 @@ def test_config_holds_every_option(run):
         "teacher_epochs": 1,
         "output": str(run),
         "overwrite": False,
+        "protocol": "short",
         "smoke": True,
     }
 
@@ -306,7 +395,7 @@ def test_curves_are_a_picture(run):
 def test_teacher_is_kept_and_used_again(
     run, saved_models, tmp_path, capsys, monkeypatch
 ):
-    (file,) = saved_models.glob("teacher-*.keras")
+    (file,) = saved_models.glob("teacher-vgg9-*.keras")
     assert file.name.startswith("teacher-vgg9-digits-width0.0625-epochs1-seed0")
     before, written = file.read_bytes(), file.stat().st_mtime_ns
 

@@ -61,6 +61,21 @@ def test_writes_the_network_whose_accuracies_it_prints(
         assert shown[split] == f"{100 * np.mean(correct):.1f}"
 
 
+def test_crd_prints_the_last_epoch_and_the_best(tmp_path, capsys):
+    argv = [*TINY, "--protocol", "crd", "--epochs", "3"]
+    assert train.main([*argv, "--output", str(tmp_path / "net.keras")]) == 0
+    printed = capsys.readouterr().out
+    epochs = re.findall(r"^epoch +\d+ .* test (.*) %$", printed, re.MULTILINE)
+    assert len(epochs) == 3
+    last, best, epoch = re.search(
+        r"^test (.*) % after the last epoch, (.*) % after the best, epoch (.)$",
+        printed,
+        re.MULTILINE,
+    ).groups()
+    assert last == epochs[-1]
+    assert best == max(epochs, key=float) == epochs[int(epoch) - 1]
+
+
 def test_seed_decides_the_weights():
     digits = data.load("digits", batch_size=8)
     first, same, other = (

@@ -181,7 +181,7 @@ def test_nan_is_not_hidden(metric):
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf])
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.1}, {"tolerance": 1e-3}])
-def test_costs_of_forbidden_pairs_do_not_matter(settings, nothing):
+def test_nan_and_infinity_of_forbidden_pairs_do_not_matter(settings, nothing):
     """Of points without mass, or of another block."""
     cost = tf.constant(np.random.default_rng(0).uniform(size=(6, 6)))
     blocks = np.kron(np.eye(2), np.ones((3, 3))) > 0

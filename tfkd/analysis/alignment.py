@@ -5,7 +5,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfkd.analysis.figures import check_labelled, panels, tidy
+from tfkd.analysis.figures import (
+    check_labelled,
+    check_networks,
+    panels,
+    tidy,
+)
 from tfkd.arguments import check_choice, check_count
 from tfkd.records import unpack
 from tfkd.trace import Trace
@@ -65,14 +70,15 @@ def feature_alignment(
         A `FeatureAlignment`.
 
     Raises:
-        ValueError: If an argument is invalid, the features differ in width,
-            or there are fewer than three examples.
+        ValueError: If an argument is invalid, the features differ in width or
+            are not finite, or there are fewer than three examples.
 
     Reference: KD2M (Montesuma 2025), figure 3.
     """
     check_choice(method, ("pca", "tsne"), "method")
     check_count(max_examples, "max_examples")
-    ours, theirs = at if isinstance(at, tuple | list) else (at, at)
+    check_networks(student=student, teacher=teacher)
+    ours, theirs = _pair(at)
     y_pred, y_true, labels = [], [], []
     for batch in data:
         batch = batch if isinstance(batch, tuple) else (batch,)
@@ -92,6 +98,12 @@ def feature_alignment(
             "Expected at least three examples. Received: "
             f"{len(y_true)} of the data, max_examples={max_examples}"
         )
+    for name, features in (("student", y_pred), ("teacher", y_true)):
+        if not np.all(np.isfinite(features)):
+            raise ValueError(
+                f"The {name}'s features are not finite: there is NaN or "
+                "infinity in them."
+            )
     if y_pred.shape != y_true.shape:
         raise ValueError(
             f"The student's features have width {y_pred.shape[1]}, the "
@@ -137,6 +149,19 @@ def plot_feature_alignment(results, path):
         )
     axes[0].legend(frameon=False, markerscale=2)
     figure.savefig(path, dpi=140)
+
+
+def _pair(at):
+    """The student's and the teacher's layer."""
+    pair = at if isinstance(at, tuple | list) else (at, at)
+    if len(pair) != 2 or not all(
+        layer is None or isinstance(layer, str) for layer in pair
+    ):
+        raise ValueError(
+            "Invalid value for argument `at`. Expected a layer's name, a pair "
+            f"of names, or None. Received: at={at!r}"
+        )
+    return pair
 
 
 def _signal(model, x, layer):

@@ -1,6 +1,7 @@
 """Metrics over the epochs, for several runs."""
 
 from tfkd.analysis.figures import check_labelled, panels, styles, tidy
+from tfkd.arguments import check_names
 
 
 def plot_curves(histories, path, *, metrics=None):
@@ -38,8 +39,17 @@ def plot_curves(histories, path, *, metrics=None):
         label: getattr(history, "history", history)
         for label, history in histories.items()
     }
-    metrics = _common(runs) if metrics is None else list(metrics)
-    _check_metrics(metrics, runs)
+    for label, run in runs.items():
+        if not isinstance(run, dict):
+            raise ValueError(
+                f"Run '{label}' is neither a `History` nor its dict. "
+                f"Received: {run!r}"
+            )
+    if metrics is None:
+        metrics = _common(runs)
+    else:
+        metrics = check_names(metrics, "metrics")
+        _check_metrics(metrics, runs)
     figure, axes = panels(len(metrics))
     for panel, metric in zip(axes, metrics, strict=True):
         for (label, run), (line, color) in zip(
@@ -64,17 +74,18 @@ def plot_curves(histories, path, *, metrics=None):
 def _common(runs):
     """Names of the metrics that every run has, in the order of the first."""
     first, *others = runs.values()
-    return [
+    metrics = [
         metric
         for metric in first
         if not metric.startswith("val_")
         and all(metric in run for run in others)
     ]
+    if not metrics:
+        raise ValueError("The runs have no metric in common.")
+    return metrics
 
 
 def _check_metrics(metrics, runs):
-    if not metrics:
-        raise ValueError("The runs have no metric in common.")
     for metric in metrics:
         for label, run in runs.items():
             if metric not in run:

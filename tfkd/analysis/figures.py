@@ -1,6 +1,8 @@
-"""What the pictures have in common."""
+"""What the analyses have in common."""
 
 import itertools
+
+import keras
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":", "-.")
@@ -49,3 +51,13 @@ def check_labelled(results, argument):
             f"Invalid value for argument `{argument}`. Expected a dict, label "
             f"-> result, of at least one. Received: {argument}={results!r}"
         )
+
+
+def check_networks(**networks):
+    """Raises a `ValueError` unless each is a built Keras model."""
+    for argument, network in networks.items():
+        if not isinstance(network, keras.Model) or not network.built:
+            raise ValueError(
+                f"Invalid value for argument `{argument}`. Expected a built "
+                f"Keras model. Received: {argument}={network!r}"
+            )

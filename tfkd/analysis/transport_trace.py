@@ -5,7 +5,14 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from tfkd.analysis.figures import check_labelled, panels, styles, tidy
+from tfkd.analysis.figures import (
+    check_labelled,
+    check_networks,
+    panels,
+    styles,
+    tidy,
+)
+from tfkd.arguments import check_names
 from tfkd.trace import Trace
 from tfkd.transport import ipot
 
@@ -65,7 +72,8 @@ def transport_trace(model_a, model_b, data, layers):
 
     Reference: Li, Grandvalet, Flamary, Courty & Dou 2020, figure 2.
     """
-    layers = _names(layers)
+    layers = check_names(layers, "layers")
+    check_networks(model_a=model_a, model_b=model_b)
     products = [_Products() for _ in layers]
     for batch in data:
         x = batch[0] if isinstance(batch, tuple) else batch
@@ -147,7 +155,7 @@ class TransportTraceLogger(keras.callbacks.Callback):
         super().__init__()
         self.reference = reference
         self.data = data
-        self.layers = _names(layers)
+        self.layers = check_names(layers, "layers")
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the traces to the logs."""
@@ -157,18 +165,6 @@ class TransportTraceLogger(keras.callbacks.Callback):
         )
         for layer, trace in zip(result.layers, result.traces, strict=True):
             logs[f"trace_{layer}"] = float(trace)
-
-
-def _names(layers):
-    """The names as a list, checked."""
-    # A string is a list of letters, too.
-    names = [] if isinstance(layers, str) else list(layers)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "Invalid value for argument `layers`. Expected a list of at least "
-            f"one name. Received: layers={layers!r}"
-        )
-    return names
 
 
 class _Products:

@@ -24,6 +24,7 @@ def load(
     ten_crop=False,
     skip_corrupt=False,
     index=False,
+    validation_from="train",
     seed=0,
 ):
     """Loads a dataset, split into training, validation and test images.
@@ -104,6 +105,11 @@ def load(
         index: Whether labels are records `{"label": y, "index": i}`, i the
             example's number in its split, int64 `[batch]`. A `tfkd.Distiller`
             takes them for labels; `tfkd.caching` knows examples by them.
+        validation_from: "train" holds validation images out of the training
+            images. "test", for protocols that train on all and look at the
+            test images along the way: the validation split is the test
+            split, so what is chosen by it is chosen on the test images.
+            Standardisation stays that of "train".
         seed: An integer in [0, 2**32).
 
     Returns:
@@ -136,6 +142,7 @@ def load(
     }
     for argument, value in switches.items():
         check_choice(value, (False, True), argument)
+    check_choice(validation_from, ("train", "test"), "validation_from")
     read, takes = _reader(name)
     given = {
         "data_dir": data_dir,
@@ -156,6 +163,7 @@ def load(
         classes=classes,
         augment=augment,
         index=index,
+        validation_from=validation_from,
         seed=seed,
     )
 

@@ -194,6 +194,7 @@ def assemble(
     classes=None,
     augment=False,
     index=False,
+    validation_from="train",
 ):
     """Splits, subsets and standardises a source.
 
@@ -207,6 +208,7 @@ def assemble(
             None for all.
         augment: Whether training images are augmented.
         index: Whether labels are records with the example's number.
+        validation_from: "train" or "test", see `tfkd.data.load`.
 
     Returns:
         A `Dataset`.
@@ -255,6 +257,11 @@ def assemble(
             f"Constant images in {source.origin}. Expected pixels of a "
             f"standard deviation > 0 in every channel. Received: std={std}"
         )
+    # Not before: networks of either kind shall have the same units.
+    if validation_from == "test":
+        validation = test
+        if source.validation is None:
+            train = source.train.take(np.sort(np.concatenate(split[:2])))
     if classes is not None:
         class_names = tuple(class_names[label] for label in classes)
         train, validation, test = (

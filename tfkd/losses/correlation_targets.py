@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_positive
 from tfkd.losses.distribution import DistributionLoss
+from tfkd.losses.soft_targets import mean_probabilities
 from tfkd.transport.costs import unit_vectors
 
 
@@ -82,6 +83,10 @@ class CorrelationTargets(DistributionLoss):
             _correlation(tf.transpose(teacher), tf.transpose(student), masses)
         )
         return self.temperature**2 * (2.0 - within_examples - within_classes)
+
+    def ensemble(self, logits):
+        """As `SoftTargets.ensemble`."""
+        return mean_probabilities(logits, self.temperature)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_positive
 from tfkd.losses.distribution import Reduction, class_numbers, comparable
-from tfkd.losses.soft_targets import divergence
+from tfkd.losses.soft_targets import divergence, mean_probabilities
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -112,6 +112,10 @@ class DecoupledTargets(keras.losses.Loss):
             values = self.call(y_true, y_pred)
             reduce = Reduction(self.name, self.reduction, self.dtype)
             return reduce(values, values, sample_weight=sample_weight)
+
+    def ensemble(self, logits):
+        """As `SoftTargets.ensemble`."""
+        return mean_probabilities(logits, self.temperature)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

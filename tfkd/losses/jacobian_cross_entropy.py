@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_positive
 from tfkd.losses.distribution import comparable, flatten
+from tfkd.losses.soft_targets import mean_probabilities
 
 
 @keras.saving.register_keras_serializable("tfkd")
@@ -81,6 +82,10 @@ class JacobianCrossEntropy(keras.losses.Loss):
         else:
             terms = 0.5 * tf.square(y_true - y_pred)
         return tf.reduce_sum(flatten(terms), axis=-1)
+
+    def ensemble(self, logits):
+        """As `SoftTargets.ensemble`."""
+        return mean_probabilities(logits, self.temperature)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

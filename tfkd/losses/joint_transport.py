@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfkd.arguments import check_choice, check_count, check_positive
 from tfkd.losses.distribution import DistributionLoss, flatten
+from tfkd.losses.soft_targets import mean_probabilities
 from tfkd.transport import ipot, mean_reduced_cost, pairwise_cost
 
 _LABEL_DISTANCES = ("squared_euclidean", "cross_entropy")
@@ -131,6 +132,10 @@ class JointTransport(DistributionLoss):
             return -tf.matmul(p, log_q, transpose_b=True)
         q = tf.nn.softmax(flatten(student))
         return pairwise_cost(x=p, y=q, metric="squared_euclidean")
+
+    def ensemble(self, logits):
+        """As `SoftTargets.ensemble`, at temperature 1."""
+        return mean_probabilities(logits, 1.0)
 
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""

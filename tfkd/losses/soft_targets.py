@@ -70,6 +70,18 @@ class SoftTargets(keras.losses.Loss):
         )
         return self.temperature**2 * values
 
+    def ensemble(self, logits):
+        """Logits that stand for several teachers.
+
+        Args:
+            logits: Of each teacher, `[teachers, batch, ..., classes]`.
+
+        Returns:
+            `[batch, ..., classes]`, whose probabilities at the loss's
+            temperature are the mean of the teachers'.
+        """
+        return mean_probabilities(logits, self.temperature)
+
     def get_config(self):
         """As `keras.losses.Loss.get_config`."""
         return {
@@ -77,6 +89,25 @@ class SoftTargets(keras.losses.Loss):
             "temperature": self.temperature,
             "dtype": self.dtype,
         }
+
+
+def mean_probabilities(logits, temperature):
+    """Logits whose softened class probabilities are the mean of several.
+
+    Formula: `T log(mean_k softmax(logits_k / T))`
+
+    Args:
+        logits: `[teachers, ..., classes]`, float32 or float64. -inf excludes
+            a class.
+        temperature: T.
+
+    Returns:
+        `[..., classes]`.
+    """
+    logs = tf.nn.log_softmax(logits / temperature)
+    count = tf.cast(tf.shape(logits)[0], logits.dtype)
+    total = tf.reduce_logsumexp(logs, axis=0)
+    return temperature * (total - tf.math.log(count))
 
 
 def divergence(y_true, y_pred):

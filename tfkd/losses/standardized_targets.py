@@ -55,6 +55,14 @@ class StandardizedTargets(SoftTargets):
         y_true, y_pred = comparable(y_true, y_pred)
         return super().call(_standard(y_true), _standard(y_pred))
 
+    def ensemble(self, logits):
+        """As `SoftTargets.ensemble`, but the mean of standardised logits.
+
+        So each teacher counts alike, whatever the scale of its logits. The
+        mean is standardised again with the student's.
+        """
+        return tf.reduce_mean(_standard(logits), axis=0)
+
 
 def _standard(logits):
     """Logits of mean 0 and variance 1 over the classes."""

@@ -35,6 +35,9 @@ class BaseMatch(keras.layers.Layer):
         needs_teacher: Whether a teacher must be there.
         observes_teacher: Whether it looks at the teacher's pass: every match
             that needs one, but for those that compare weights.
+        averages_teachers: Whether it makes sense of the mean of several
+            teachers' signals.
+        supports_replicas: Whether several replicas can train it together.
         trains_student: Whether the student learns by it, or only what the
             match itself has to train.
         reads_outputs: Whether it compares the student's outputs, not only
@@ -58,6 +61,8 @@ class BaseMatch(keras.layers.Layer):
     """
 
     needs_teacher = True
+    averages_teachers = True
+    supports_replicas = True
     trains_student = True
     reads_outputs = False
     labels_outputs = False
@@ -84,31 +89,46 @@ class BaseMatch(keras.layers.Layer):
         """Whether it looks at the teacher's pass."""
         return self.needs_teacher
 
-    def claim(self, student, teacher):
-        """Makes the match that of one pair of networks.
+    def claim(self, student, *teachers):
+        """Makes the match that of one student and its teachers.
 
         Args:
             student: The student.
-            teacher: The teacher, or None.
+            *teachers: The teachers that it needs.
 
         Raises:
-            ValueError: If it is that of another pair, which is in use: its
-                projectors and its pass would be changed.
+            ValueError: If it is that of other networks, which are in use:
+                its projectors and its pass would be changed.
         """
-        pair = (student, teacher)
+        networks = [student, *teachers]
         owners = [reference() for reference in self._owners.models]
-        if all(owners) and any(
-            mine is not None and owner is not mine
-            for owner, mine in zip(owners, pair, strict=False)
+        if all(owners) and list(map(id, owners)) not in (
+            [],
+            list(map(id, networks)),
         ):
             raise ValueError(
                 f"Match '{self.name}' belongs to student "
                 f"'{owners[0].name}'. Make another for '{student.name}': "
                 "type(match).from_config(match.get_config())."
             )
-        self._owners.models = [
-            weakref.ref(model) for model in pair if model is not None
-        ]
+        self._owners.models = [weakref.ref(model) for model in networks]
+
+    def require_replicas(self, replicas):
+        """Raises if so many replicas cannot train it.
+
+        Args:
+            replicas: Their number.
+
+        Raises:
+            ValueError: If it keeps a state of examples on one device.
+        """
+        if replicas > 1 and not self.supports_replicas:
+            raise ValueError(
+                f"Match '{self.name}' keeps its state of the examples on one "
+                f"device, but the strategy has {replicas} replicas. Train on "
+                "one: construct the Distiller outside strategy.scope(), or in "
+                "that of a strategy of one device."
+            )
 
     def bind(self, *, student, teacher):
         """Checks that the networks can be compared; builds what is missing.

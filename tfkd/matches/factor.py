@@ -117,6 +117,7 @@ class ParaphraserMatch(PairedMatch):
     """
 
     trains_student = False
+    averages_teachers = False
     student_layers = ()
 
     def __init__(self, at, *, paraphraser, weight=1.0, name=None):
@@ -175,7 +176,8 @@ class FactorMatch(PairedMatch):
     `ParaphraserMatch` trains before; `tfkd.methods.build("ft", ...)` gives
     both as stages. The student's code is that of a trained translator: the
     encoder's convolutions with batch normalisation before each rectifier,
-    from the student's channels to those of the teacher's code. Of two sizes
+    from the student's channels to those of the teacher's code; of several
+    replicas each normalises over its part of the batch. Of two sizes
     the larger code is brought to the smaller, as by
     `tfkd.losses.AttentionTransfer`.
 
@@ -209,6 +211,8 @@ class FactorMatch(PairedMatch):
 
     Reference: Kim et al. 2018, equations 2 and 3, with the first norm.
     """
+
+    averages_teachers = False
 
     def __init__(self, at, *, paraphraser=None, weight=1.0, name=None):
         super().__init__(at, weight=weight, name=name)

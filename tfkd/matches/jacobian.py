@@ -27,6 +27,7 @@ from tfkd.matches.match import (
     refuse_probabilities,
 )
 from tfkd.precision import at_least_float32
+from tfkd.teachers import ensemble
 from tfkd.trace import Signal, Trace
 
 # What TensorFlow cannot differentiate twice, and what to take instead. Some
@@ -370,7 +371,8 @@ class JacobianMatch(OutputGradientMatch):
             probability. Default: `SquaredError`.
         of: Which outputs. "label": the example's true class, from sparse
             `[batch]` or `[batch, 1]` or one-hot `[batch, classes]` labels;
-            "top": the teacher's largest output, without labels; "all": every
+            "top": the teacher's largest output (of several teachers, that
+            of their mean outputs), without labels; "all": every
             output, at the price of one backward pass each.
         num_projections: Instead of `of`: this many random directions, with
             signs drawn anew in each step and for each example. For squared
@@ -476,9 +478,9 @@ class JacobianMatch(OutputGradientMatch):
 
     def _observed(self, teacher, training):
         """The combinations looked at, their scale, and the Jacobian."""
-        outputs = at_least_float32(teacher.outputs)
         observed = self._draw(teacher, teacher.labels, training)
         if self._is_of_log_probabilities:
+            outputs = at_least_float32(ensemble(teacher, None, self.loss))
             probabilities = tf.nn.softmax(outputs / self.loss.temperature)
             observed["scale"] = tf.sqrt(probabilities)
         observed["jacobian"] = self._jacobian(
@@ -710,7 +712,8 @@ class InputNoiseMatch(BaseMatch):
             )
             noisy.append(tensor + self.stddev * noise)
         inputs = keras.tree.pack_sequence_as(teacher.inputs, noisy)
-        return {"inputs": inputs, "outputs": teacher.again(inputs).outputs}
+        outputs = ensemble(teacher.again(inputs), None, self.loss)
+        return {"inputs": inputs, "outputs": outputs}
 
     def trace_student(self, model, inputs, labels, observed):
         """The student on the noisy inputs."""

@@ -17,6 +17,7 @@ from tfkd.matches.base import (
 )
 from tfkd.matches.projectors import make_projector, projected
 from tfkd.precision import at_least_float32
+from tfkd.teachers import ensemble
 from tfkd.trace import Signal
 
 _EVERY_LOSS = frozenset({"name", "reduction", "dtype"})
@@ -63,11 +64,15 @@ class PairedMatch(BaseMatch):
         """The raw signals of the teacher, with their masks if they have."""
         signals = []
         for _, name in self.pairs:
-            signal = teacher[name]
+            signal = self._signal(teacher, name)
             mask = getattr(signal, "_keras_mask", None)
             masked = {} if mask is None else {"mask": mask}
             signals.append({"signal": signal, **masked})
         return {"signals": tuple(signals)}
+
+    def _signal(self, teacher, name):
+        """The teacher's signal at a place."""
+        return teacher[name]
 
     def observation(self):
         """As `BaseMatch.observation`: the layers."""
@@ -222,8 +227,14 @@ class Match(PairedMatch):
         """As `PairedMatch.observe`; the outputs too, if the loss asks."""
         observed = super().observe(teacher, training=training)
         if "outputs" in _signals(self.loss):
-            observed["outputs"] = teacher.outputs
+            observed["outputs"] = ensemble(teacher, None, self.loss)
         return observed
+
+    def _signal(self, teacher, name):
+        """As of `PairedMatch`; the loss's logits as it takes them."""
+        if "outputs" in _signals(self.loss):  # and not those of the place
+            return teacher[name]
+        return ensemble(teacher, name, self.loss)
 
     def observation(self):
         """As `BaseMatch.observation`: the layers, and whether outputs too."""

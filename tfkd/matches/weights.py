@@ -27,6 +27,7 @@ class KernelMatch(BaseMatch):
     """
 
     observes_teacher = False
+    averages_teachers = False
 
     def __init__(self, kernel, new, new_layers, *, weight, name):
         super().__init__(weight=weight, name=name)
