@@ -97,7 +97,7 @@ def test_the_example_of_a_loss_works():
 def test_the_table_of_methods_says_what_the_library_says():
     """Each row in the words of `methods.describe`, and in its order."""
     section = README.split("## Methods")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`[\w-]+` \|.*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (`[\w+-]+` \|.*) \|$", section, re.MULTILINE)
     described = [
         tuple(cell.strip().strip("`") for cell in row.split("|"))
         for row in rows
@@ -135,6 +135,34 @@ def test_the_example_of_stages_trains_the_paraphraser():
     exec(compile(code, "README", "exec"), names)
     (match,) = names["method"].matches
     assert int(match.paraphraser.steps) == 1
+
+
+def test_the_examples_of_transfer_run():
+    """Another label space, and the own start with a new head."""
+    backbone, teacher = (
+        tfkd.models.build(
+            name, num_classes=10, input_shape=(32, 32, 1), width=0.0625
+        )
+        for name in ("vgg4", "vgg9")
+    )
+    names = {
+        "tfkd": tfkd,
+        "student": tfkd.models.with_head(backbone, num_classes=5),
+        "teacher": teacher,
+        "backbone": backbone,
+        "train": tf.data.Dataset.from_tensors(
+            (np.ones([2, 32, 32, 1], "float32"), np.array([0, 4]))
+        ),
+        "label_loss": keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True
+        ),
+    }
+    code = _code("source_head=True").replace("(train)", "(train, verbose=0)")
+    exec(compile(code, "README", "exec"), names)
+    assert names["transferer"].source_head.units == 10
+    assert names["student"].output_shape == (None, 5)
+    exec(compile(_code('reference="start"'), "README", "exec"), names)
+    assert names["transferer"].matches[1].where == "kernels, new: logits"
 
 
 def test_the_table_of_networks_is_complete():
