@@ -70,8 +70,8 @@ class NeuronSelectivity(keras.losses.Loss):
             # the whole is the square of one difference.
             difference = _outer(teacher) - _outer(student)
             return tf.reduce_sum(tf.square(difference), axis=[1, 2])
-        among_teacher = tf.matmul(teacher, teacher, transpose_a=True)
-        among_student = tf.matmul(student, student, transpose_a=True)
+        among_teacher = _products(teacher)
+        among_student = _products(student)
         between = tf.matmul(student, teacher, transpose_a=True)
         # Lengths are in the products already: no copy of the maps is made.
         ours = _inverse_root(tf.linalg.diag_part(among_student))
@@ -96,8 +96,21 @@ def _outer(maps):
     """Mean outer product of unit channels, `[batch, positions, positions]`."""
     lengths = _inverse_root(tf.reduce_sum(tf.square(maps), axis=1))
     directions = maps * lengths[:, None, :]
-    products = tf.matmul(directions, directions, transpose_b=True)
+    products = _products(tf.linalg.matrix_transpose(directions))
     return products / maps.shape[2]
+
+
+@tf.custom_gradient
+def _products(maps):
+    """`M^T M` of each example, `[batch, columns, columns]`."""
+
+    # TensorFlow's own gradient is a sum of two products as large as the maps,
+    # M U^T and M U; this is M (U^T + U).
+    def gradient(upstream):
+        both = upstream + tf.linalg.matrix_transpose(upstream)
+        return tf.matmul(maps, both)
+
+    return tf.matmul(maps, maps, transpose_a=True), gradient
 
 
 def _kernel(products, rows, columns):
