@@ -457,7 +457,7 @@ def test_several_replicas_are_refused(monkeypatch):
     student, teacher = _signals()
     _, value = _match()
     monkeypatch.setattr(tf.distribute, "get_strategy", TwoReplicas)
-    with pytest.raises(ValueError, match="has 2 replicas. Train on one"):
+    with pytest.raises(ValueError, match="2 replicas. Train on one: construct"):
         _train(value, student, teacher)
 
 

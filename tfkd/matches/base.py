@@ -35,6 +35,7 @@ class BaseMatch(keras.layers.Layer):
         needs_teacher: Whether a teacher must be there.
         averages_teachers: Whether it makes sense of the mean of several
             teachers' signals.
+        supports_replicas: Whether several replicas can train it together.
         trains_student: Whether the student learns by it, or only what the
             match itself has to train.
         needs_labels: Whether labels must be there.
@@ -55,6 +56,7 @@ class BaseMatch(keras.layers.Layer):
 
     needs_teacher = True
     averages_teachers = True
+    supports_replicas = True
     trains_student = True
     needs_labels = False
     needs_index = False
@@ -97,6 +99,23 @@ class BaseMatch(keras.layers.Layer):
                 "type(match).from_config(match.get_config())."
             )
         self._owners.models = [weakref.ref(model) for model in networks]
+
+    def require_replicas(self, replicas):
+        """Raises if so many replicas cannot train it.
+
+        Args:
+            replicas: Their number.
+
+        Raises:
+            ValueError: If it keeps a state of examples on one device.
+        """
+        if replicas > 1 and not self.supports_replicas:
+            raise ValueError(
+                f"Match '{self.name}' keeps its state of the examples on one "
+                f"device, but the strategy has {replicas} replicas. Train on "
+                "one: construct the Distiller outside strategy.scope(), or in "
+                "that of a strategy of one device."
+            )
 
     def bind(self, *, student, teacher):
         """Checks that the networks can be compared; builds what is missing.

@@ -66,7 +66,7 @@ class ContrastiveMatch(PairedMatch):
     Raises:
         ValueError: If an argument is invalid; when bound, if a signal is no
             vector; in a step of training, if the data have no index; when
-            several replicas train it.
+            a Distiller of several replicas is constructed or compiled.
 
     Example:
 
@@ -79,6 +79,7 @@ class ContrastiveMatch(PairedMatch):
 
     needs_labels = True
     needs_index = True
+    supports_replicas = False
 
     def __init__(
         self,
@@ -165,7 +166,8 @@ class ContrastiveMatch(PairedMatch):
         )
         index = None
         if training:
-            _require_one_replica(self)
+            strategy = tf.distribute.get_strategy()
+            self.require_replicas(strategy.num_replicas_in_sync)
             index = tf.cast(tf.reshape(student.index, [-1]), tf.int32)
             classes = self._classes.of(index, student.labels)
         else:
@@ -413,12 +415,3 @@ def _vector(outline, name):
             "Choose a layer behind the pooling."
         )
     return signal
-
-
-def _require_one_replica(match):
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            f"Match '{match.name}' keeps its banks on one device, but the "
-            f"strategy has {replicas} replicas. Train on one."
-        )

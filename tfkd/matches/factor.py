@@ -176,7 +176,8 @@ class FactorMatch(PairedMatch):
     `ParaphraserMatch` trains before; `tfkd.methods.build("ft", ...)` gives
     both as stages. The student's code is that of a trained translator: the
     encoder's convolutions with batch normalisation before each rectifier,
-    from the student's channels to those of the teacher's code. Of two sizes
+    from the student's channels to those of the teacher's code; of several
+    replicas each normalises over its part of the batch. Of two sizes
     the larger code is brought to the smaller, as by
     `tfkd.losses.AttentionTransfer`.
 
