@@ -34,7 +34,7 @@ def add_arguments(parser):
     add("--rounds", type=common.integer(1), default=10, help="timed steps")
     add("--batch-size", type=common.integer(2), default=64, help="images")
     for role, name in (("student", "resnet8x4"), ("teacher", "resnet32x4")):
-        add(f"--{role}", default=name, help="a network of tfkd.models")
+        add(f"--{role}", choices=tfkd.models.NAMES, default=name)
 
 
 def run(options):
