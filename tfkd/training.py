@@ -311,6 +311,11 @@ class StudentTrainer(keras.Model):
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
+        if not self.optimizer.built:
+            # For all variables, reached or not, as `load` does: their number
+            # must agree for the state to be read.
+            with tf.init_scope():
+                self.optimizer.build(self.trainable_variables)
         self.optimizer.apply_gradients(self._reached(gradients, variables))
         return self.compute_metrics(x, y, outputs, sample_weight)
 
