@@ -5,13 +5,21 @@ all of them alike.
 """
 
 import common
-from benchmarks import gaussian, jacobian, methods, timing, transport
+from benchmarks import (
+    gaussian,
+    jacobian,
+    methods,
+    selectivity,
+    timing,
+    transport,
+)
 
 TABLES = {
     "methods": methods,
     "jacobian": jacobian,
     "gaussian": gaussian,
     "transport": transport,
+    "nst": selectivity,
 }
 
 

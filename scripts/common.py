@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import difflib
 import hashlib
 import itertools
 import json
@@ -50,7 +51,7 @@ with quiet():
     import numpy as np
     import tensorflow as tf
     from matplotlib.figure import Figure
-    from protocols import PROTOCOLS
+    from protocols import ALL, PROTOCOLS
 
     import tfkd
     from tfkd import data, models
@@ -64,9 +65,12 @@ if not _USER_WANTS_LOGS:
 
 SAVED_MODELS = pathlib.Path(__file__).resolve().parents[1] / "saved_models"
 
+EXPORT_FORMATS = ("keras", "saved_model", "tflite")
+CHECKED_FORMATS = ("saved_model", "tflite")
+CHECKED_IMAGES = 128
 TIMING_BATCH = 128
 TIMING_SECONDS = 1.0
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class Recipe(NamedTuple):
@@ -124,7 +128,7 @@ class Parser(argparse.ArgumentParser):
         )
         options = self.parse_args(argv)
         if "protocol" in options:
-            defaults = PROTOCOLS[options.protocol].options
+            defaults = ALL[options.protocol].options
             known = defaults.keys() & vars(options)
             self.set_defaults(**{name: defaults[name] for name in known})
         if options.smoke:
@@ -140,7 +144,7 @@ class Parser(argparse.ArgumentParser):
         """
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             self.error(f"argument {option}: {error}")
         except (
             MemoryError,
@@ -267,6 +271,52 @@ def add_training_arguments(parser, *, epochs, batch_size):
     )
 
 
+def add_reading_arguments(parser):
+    """Adds the options that say how images are read.
+
+    Args:
+        parser: A `Parser`.
+    """
+    add = parser.add_argument
+    add(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where TensorFlow Datasets keeps its data (default: "
+        "TFDS_DATA_DIR in the environment, else ~/tensorflow_datasets)",
+    )
+    add(
+        "--download",
+        action="store_true",
+        help="let TensorFlow Datasets download and prepare what is missing",
+    )
+    add(
+        "--image-size",
+        type=integer(1),
+        metavar="PIXELS",
+        help="side of the crops of photographs, whose shorter edge is "
+        "brought to 256/224 of it (default: 224)",
+    )
+    add(
+        "--skip-corrupt",
+        action="store_true",
+        help="leave out photographs that cannot be decoded, and count them",
+    )
+
+
+def reading(options):
+    """What `tfkd.data.load` is to be given of `add_reading_arguments`.
+
+    Args:
+        options: An `argparse.Namespace`.
+
+    Returns:
+        A dict, without what was not given.
+    """
+    names = ("data_dir", "download", "image_size", "skip_corrupt")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value}
+
+
 def add_output_arguments(parser, *, metavar, default, kind=str):
     """Adds --output and --overwrite.
 
@@ -366,11 +416,11 @@ def fit(
     """Trains a student by a protocol.
 
     Args:
-        distiller: A `tfkd.Distiller`, not compiled.
+        distiller: A `tfkd.Distiller` or `tfkd.Transferer`, not compiled.
         dataset: A `tfkd.data.Dataset`.
         epochs: Passes over its training images.
         learning_rate: At the start.
-        protocol: A name in `protocols.PROTOCOLS`.
+        protocol: A name in `protocols.ALL`.
         stage: Whether it is a stage before the main one.
         progress: Function of the dict of an epoch that was validated, called
             at its end, or None.
@@ -380,7 +430,7 @@ def fit(
         the metrics of training, and in some epochs (the last among them)
         validation_accuracy and validation_loss.
     """
-    protocol = PROTOCOLS[protocol]
+    protocol = ALL[protocol]
     steps = epochs * int(dataset.train.cardinality())
     distiller.compile(
         protocol.optimizer(learning_rate, steps, stage),
@@ -431,13 +481,13 @@ def load_data(name, *, protocol="short", **settings):
 
     Args:
         name: As of `tfkd.data.load`.
-        protocol: A name in `protocols.PROTOCOLS`.
+        protocol: A name in `protocols.ALL`.
         **settings: As of `tfkd.data.load`.
 
     Returns:
         A `tfkd.data.Dataset`.
     """
-    return data.load(name, **settings, **PROTOCOLS[protocol].data)
+    return data.load(name, **settings, **ALL[protocol].data)
 
 
 def build(recipe, dataset):
@@ -540,12 +590,66 @@ def load_teacher(path):
     return model
 
 
-def check_teacher(teacher, dataset):
+def kept_teacher(path):
+    """As `load_teacher`, of a file that an earlier run wrote."""
+    try:
+        return load_teacher(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Delete it to train it anew.") from error
+
+
+def given_teacher(path):
+    """The path of a network's file that an option gives.
+
+    Args:
+        path: A string that is no network's name.
+
+    Returns:
+        A `pathlib.Path`.
+
+    Raises:
+        ValueError: If it is more likely a misspelt network.
+    """
+    file = pathlib.Path(path)
+    if file.suffix != ".keras" and not file.exists():
+        nearest = difflib.get_close_matches(path, models.NAMES, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(
+            f"expected one of {models.NAMES} or the path of a .keras file, "
+            f"not {path!r}.{hint}"
+        )
+    return file
+
+
+def train_teacher(parser, option, recipe, dataset, file):
+    """Trains a network by its labels and keeps it.
+
+    Args:
+        parser: A `Parser`.
+        option: The option that asks for it, "--teacher" say.
+        recipe: A `Recipe`.
+        dataset: A `tfkd.data.Dataset`.
+        file: Where to keep it.
+    """
+    writing = output_file(file, overwrite=True)
+    with parser.opening(option, writing) as temporary:
+        name = option.removeprefix("--")
+        say(f"training the {name}, {recipe.epochs} epochs ...", end=" ")
+        start = time.perf_counter()
+        network = build(recipe, dataset)
+        train(network, dataset, recipe, progress=dot)
+        network.save(temporary)
+        say(f" {time.perf_counter() - start:.0f} s")
+
+
+def check_teacher(teacher, dataset, *, same_classes=True, logits=True):
     """Raises unless a teacher fits a dataset.
 
     Args:
         teacher: A Keras model.
         dataset: A `tfkd.data.Dataset`.
+        same_classes: Whether it must know as many classes.
+        logits: Whether it must return logits.
 
     Raises:
         ValueError: If it takes other images, knows another number of
@@ -567,13 +671,15 @@ def check_teacher(teacher, dataset):
         )
     signals = known.signals[None]
     shape = getattr(signals, "shape", None)
-    if shape is None or len(shape) != 2 or shape[1] != dataset.num_classes:
+    if same_classes and (
+        shape is None or len(shape) != 2 or shape[1] != dataset.num_classes
+    ):
         raise ValueError(
             f"teacher '{teacher.name}' returns {shape or 'several outputs'}, "
             f"but '{dataset.name}' has {dataset.num_classes} classes. "
             f"Expected outputs of shape (None, {dataset.num_classes})."
         )
-    if signals.op in ("Softmax", "Sigmoid"):
+    if logits and getattr(signals, "op", None) in ("Softmax", "Sigmoid"):
         raise ValueError(
             f"teacher '{teacher.name}' ends in {signals.op.lower()}, but "
             "distillation needs logits. Build it without the last activation."
@@ -710,18 +816,20 @@ def _refuse_to_replace(path, script, overwrite):
 
 def describe(dataset, protocol="short"):
     """A dataset in a line."""
+    skipped = len(dataset.skipped)
     held_out = f"{dataset.num_validation} validation, "
     if validates_on_test(protocol):
         held_out = ""
     return (
         f"{dataset.name}: {dataset.num_train} training, {held_out}"
         f"{dataset.num_test} test images of shape {dataset.input_shape}"
+        + (f"; {skipped} corrupt ones left out" if skipped else "")
     )
 
 
 def validates_on_test(protocol):
     """Whether a protocol looks at the test images while it trains."""
-    return PROTOCOLS[protocol].data.get("validation_from") == "test"
+    return ALL[protocol].data.get("validation_from") == "test"
 
 
 def run(parser, body):
@@ -758,6 +866,11 @@ def start(main):
 def say(text, end="\n"):
     """Prints at once."""
     print(text, end=end, flush=True)
+
+
+def dot(_):
+    """Shows that training goes on."""
+    say(".", end="")
 
 
 def write_json(path, content):
@@ -806,6 +919,53 @@ def markdown_table(header, rows):
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def exports_table(exports):
+    """What `tfkd.export.export_student` wrote, as a Markdown table."""
+    rows = [
+        (
+            artefact.path.name,
+            kilobytes(artefact.bytes),
+            f"{artefact.max_difference:.1e}",
+            f"{percent(artefact.label_agreement)} %",
+        )
+        for artefact in exports.values()
+    ]
+    header = ("export", "size", "largest difference", "same label")
+    return markdown_table(header, rows)
+
+
+def summarize_exports(exports):
+    """The same for a configuration file."""
+    return {
+        name: {**artefact._asdict(), "path": artefact.path.name}
+        for name, artefact in exports.items()
+    }
+
+
+def check_exports(parser, exports, tolerance):
+    """The exit code of a script that exports.
+
+    Args:
+        parser: The script's `Parser`, for its name.
+        exports: What `tfkd.export.export_student` returned.
+        tolerance: Largest difference of a logit.
+
+    Returns:
+        0 if the exports agree with their student; else 1, after an error.
+    """
+    for name in CHECKED_FORMATS:
+        difference = exports[name].max_difference
+        # The negation refuses NaN, too.
+        if not difference <= tolerance:
+            print(
+                f"{parser.prog}: error: {exports[name].path} differs from its "
+                f"student by {difference:g}, more than {tolerance:g}",
+                file=sys.stderr,
+            )
+            return 1
+    return 0
+
+
 def percent(value):
     """A share as a percentage with one digit."""
     return f"{100 * value:.1f}"
@@ -848,7 +1008,7 @@ def draw_curves(
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    colors = dict(zip(curves, itertools.cycle(_COLORS)))
+    colors = dict(zip(curves, itertools.cycle(COLORS)))
     for method, runs in curves.items():
         epochs, values = np.moveaxis(np.array(runs), -1, 0)  # [runs, points]
         left.plot(

@@ -8,9 +8,7 @@ tables, which look at the test images instead.
 """
 
 import argparse
-import difflib
 import pathlib
-import sys
 import time
 from typing import NamedTuple
 
@@ -33,9 +31,6 @@ SMOKE = {
 }
 # Between the logits of the student and of its exports.
 TOLERANCE = 1e-4
-_FORMATS = ("keras", "saved_model", "tflite")
-_CHECKED_FORMATS = ("saved_model", "tflite")
-_CHECKED_IMAGES = 128
 _HEADER = ("parameters", "size", "images/s")
 
 
@@ -115,6 +110,7 @@ def list_methods():
 def _parser():
     parser = common.Parser(__doc__)
     common.add_training_arguments(parser, epochs=80, batch_size=25)
+    common.add_reading_arguments(parser)
     add = parser.add_argument
     add(
         "--examples-per-class",
@@ -206,7 +202,9 @@ def _distill(parser, options):
         dataset, recipe, teacher_file = _prepare(parser, options)
         common.say(common.describe(dataset, options.protocol))
         if recipe and not teacher_file.exists():
-            _train_teacher(parser, recipe, dataset, teacher_file)
+            common.train_teacher(
+                parser, "--teacher", recipe, dataset, teacher_file
+            )
         network = common.load_teacher(teacher_file)
         teacher = _measured(options, "teacher", network, dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
@@ -215,10 +213,15 @@ def _distill(parser, options):
             runs,
             key=lambda run: (run.choice.accuracy, -run.choice.loss),
         )
-        images, _ = next(iter(dataset.validation.rebatch(_CHECKED_IMAGES)))
+        images, _ = next(
+            iter(dataset.validation.rebatch(common.CHECKED_IMAGES))
+        )
         with common.quiet():
             exports = export_student(
-                chosen.network, folder, formats=_FORMATS, check=images
+                chosen.network,
+                folder,
+                formats=common.EXPORT_FORMATS,
+                check=images,
             )
         table = _table(teacher, chosen, runs, dataset)
         config = {
@@ -236,10 +239,7 @@ def _distill(parser, options):
                 **_summary(teacher),
             },
             "student": _summary(chosen),
-            "exports": {
-                name: {**artefact._asdict(), "path": artefact.path.name}
-                for name, artefact in exports.items()
-            },
+            "exports": common.summarize_exports(exports),
             "seconds": round(time.perf_counter() - started, 1),
         }
         common.write_json(folder / "config.json", config)
@@ -254,28 +254,13 @@ def _distill(parser, options):
         report = _report(config, table, exports)
         (folder / "report.md").write_text(report, encoding="utf-8")
         _draw(folder / "curves.png", options, teacher, runs)
-    common.say(f"\n{table}\n\n{_exports_table(exports)}\n")
+    common.say(f"\n{table}\n\n{common.exports_table(exports)}\n")
     common.say(
         f"chosen by {_chosen_by(options)}: {chosen.method}, seed "
         f"{chosen.seed}, {_accuracies(chosen)}\n"
         f"wrote {output} in {config['seconds']:.0f} s"
     )
-    return _exit_code(exports)
-
-
-def _exit_code(exports):
-    """0 if the exports agree with their student; else says so and gives 1."""
-    for name in _CHECKED_FORMATS:
-        difference = exports[name].max_difference
-        # The negation refuses NaN, too.
-        if not difference <= TOLERANCE:
-            print(
-                f"distill.py: error: {exports[name].path} differs from its "
-                f"student by {difference:g}, more than {TOLERANCE:g}",
-                file=sys.stderr,
-            )
-            return 1
-    return 0
+    return common.check_exports(parser, exports, TOLERANCE)
 
 
 def _prepare(parser, options):
@@ -302,6 +287,7 @@ def _prepare(parser, options):
             protocol=options.protocol,
             batch_size=common.RECIPE.batch_size,
             seed=common.RECIPE.seed,
+            **common.reading(options),
         )
     with parser.checking("--examples-per-class"):
         students_data = _students_data(options, options.seeds[0])
@@ -313,7 +299,7 @@ def _prepare(parser, options):
         if not recipe:
             teacher = common.load_teacher(teacher_file)
         elif teacher_file.exists():
-            teacher = _kept_teacher(teacher_file)
+            teacher = common.kept_teacher(teacher_file)
         else:
             teacher = common.build(recipe, dataset)
         common.check_teacher(teacher, dataset)
@@ -325,24 +311,9 @@ def _prepare(parser, options):
     return dataset, recipe, teacher_file
 
 
-def _kept_teacher(file):
-    """The teacher that an earlier run kept."""
-    try:
-        return common.load_teacher(file)
-    except ValueError as error:
-        raise ValueError(f"{error} Delete it to train it anew.") from error
-
-
 def _given_file(parser, options):
     """The path that --teacher gives."""
-    path = pathlib.Path(options.teacher)
-    if path.suffix != ".keras" and not path.exists():
-        nearest = difflib.get_close_matches(options.teacher, models.NAMES, 1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(
-            f"expected one of {models.NAMES} or the path of a .keras file, "
-            f"not {options.teacher!r}.{hint}"
-        )
+    path = common.given_teacher(options.teacher)
     for option in ("teacher_width", "teacher_epochs"):
         if getattr(options, option) != parser.get_default(option):
             raise ValueError(
@@ -360,6 +331,7 @@ def _students_data(options, seed):
         examples_per_class=options.examples_per_class,
         index=any(map(_needs_index, options.method)),
         seed=seed,
+        **common.reading(options),
     )
 
 
@@ -397,18 +369,6 @@ def _distillers(method, options, dataset, student, teacher):
     yield None, options.epochs, tfkd.Distiller(matches=method, **networks)
 
 
-def _train_teacher(parser, recipe, dataset, file):
-    """Trains a teacher and keeps it at `file`."""
-    writing = common.output_file(file, overwrite=True)
-    with parser.opening("--teacher", writing) as temporary:
-        common.say(f"training the teacher, {recipe.epochs} epochs ...", end=" ")
-        start = time.perf_counter()
-        teacher = common.build(recipe, dataset)
-        common.train(teacher, dataset, recipe, progress=_dot)
-        teacher.save(temporary)
-        common.say(f" {time.perf_counter() - start:.0f} s")
-
-
 def _train_students(options, teacher):
     """The `Run` of each method with each seed; prints a line for each."""
     plan = [(m, seed) for m in options.method for seed in options.seeds]
@@ -434,7 +394,7 @@ def _train_students(options, teacher):
                 learning_rate=options.learning_rate,
                 protocol=options.protocol,
                 stage=stage is not None,
-                progress=_dot,
+                progress=common.dot,
             )
             if stage:
                 stages += [{**row, "stage": stage} for row in history]
@@ -445,11 +405,6 @@ def _train_students(options, teacher):
         seconds = time.perf_counter() - start
         common.say(f"  {_accuracies(run)}  {seconds:5.1f} s")
     return runs
-
-
-def _dot(_):
-    """Shows that training goes on."""
-    common.say(".", end="")
 
 
 def _measured(
@@ -546,21 +501,6 @@ def _second(group):
     return "" if None in values else common.mean_and_deviation(values)
 
 
-def _exports_table(exports):
-    """The exports as a Markdown table."""
-    rows = [
-        (
-            artefact.path.name,
-            common.kilobytes(artefact.bytes),
-            f"{artefact.max_difference:.1e}",
-            f"{common.percent(artefact.label_agreement)} %",
-        )
-        for artefact in exports.values()
-    ]
-    header = ("export", "size", "largest difference", "same label")
-    return common.markdown_table(header, rows)
-
-
 def _examples(options):
     """How many images the students are trained on, in words."""
     return f"{options['examples_per_class'] or 'all'} images of each class"
@@ -651,9 +591,10 @@ Size is that of the weights. Images/s is the median over batches of \
 
 {student["method"]}, seed {student["seed"]}: {_choice(options, student)}
 
-{_exports_table(exports)}
+{common.exports_table(exports)}
 
-Each was loaded and compared with the student on up to {_CHECKED_IMAGES} \
+Each was loaded and compared with the student on up to \
+{common.CHECKED_IMAGES} \
 images that were not trained on: largest absolute difference of a logit \
 (tolerance {TOLERANCE:g}), and share of equal labels.
 

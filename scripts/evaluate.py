@@ -68,6 +68,7 @@ def _parser():
         help="networks that return logits, such as train.py writes",
     )
     add("--dataset", default="digits", help=f"one of {', '.join(data.NAMES)}")
+    common.add_reading_arguments(parser)
     add(
         "--split",
         choices=_SPLITS,
@@ -168,6 +169,7 @@ def _prepare(parser, options):
             options.dataset,
             batch_size=common.RECIPE.batch_size,
             seed=common.RECIPE.seed,
+            **common.reading(options),
         )
     networks = []
     for file in options.files:
@@ -180,14 +182,13 @@ def _prepare(parser, options):
 
 def _measure(options, networks, dataset):
     """The `Evaluation` of each network."""
-    pipeline = getattr(dataset, options.split)
-    # Read once: the training split has another order each time.
-    examples = [
-        np.concatenate(part)
-        for part in zip(*pipeline.as_numpy_iterator(), strict=True)
-    ]
-    examples = tf.data.Dataset.from_tensor_slices(tuple(examples))
-    examples = examples.batch(common.RECIPE.batch_size)
+    examples = getattr(dataset, options.split)
+    if options.split == "train":
+        # Read once, for it has another order each time.
+        parts = zip(*examples.as_numpy_iterator(), strict=True)
+        examples = tf.data.Dataset.from_tensor_slices(
+            tuple(map(np.concatenate, parts))
+        ).batch(common.RECIPE.batch_size)
     evaluations = []
     for file, label, network in zip(
         options.files, _labels(options.files), networks, strict=True

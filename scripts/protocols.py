@@ -94,6 +94,20 @@ def _crd_sgd(rate, steps, stage):
     return CoupledSGD(rate, decay=5e-4, momentum=0.9)
 
 
+def _dropping_sgd(*drops):
+    """SGD with momentum, the rate a tenth after each of these shares."""
+
+    def optimizer(rate, steps, stage):
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+            # The last step of the rate before.
+            [round(steps * drop) - 1 for drop in drops],
+            [rate * 0.1**number for number in range(len(drops) + 1)],
+        )
+        return keras.optimizers.SGD(schedule, momentum=0.9)
+
+    return optimizer
+
+
 PROTOCOLS = {
     "short": Protocol(
         "Adam, the rate falling to 0 along a cosine",
@@ -129,3 +143,39 @@ PROTOCOLS = {
         evaluations=None,
     ),
 }
+
+# Of transfer.py. "steps" are rounded up to whole epochs.
+TRANSFER = {
+    "short": PROTOCOLS["short"],
+    "scenes": Protocol(
+        "Srinivas & Fleuret 2018 on MIT scenes: SGD with momentum 0.9, 75 "
+        "epochs, the rate a tenth after 40 and 60",
+        learning_rate=1e-3,
+        shufflenet_rate=1e-3,
+        options={"epochs": 75, "batch_size": 8},
+        data={},
+        optimizer=_dropping_sgd(40 / 75, 60 / 75),
+        evaluations=12,
+    ),
+    "finetune": Protocol(
+        "Li et al. 2020: SGD with momentum 0.9, 9000 steps, the rate a tenth "
+        "after 6000; they choose it from 0.005, 0.01, 0.02 and 0.04",
+        learning_rate=0.01,
+        shufflenet_rate=0.01,
+        options={"epochs": None, "steps": 9000, "batch_size": 64},
+        data={},
+        optimizer=_dropping_sgd(2 / 3),
+        evaluations=12,
+    ),
+    "finetune-long": Protocol(
+        "the same on Foods: 16000 steps, a tenth after 8000 and 12000",
+        learning_rate=0.01,
+        shufflenet_rate=0.01,
+        options={"epochs": None, "steps": 16000, "batch_size": 64},
+        data={},
+        optimizer=_dropping_sgd(1 / 2, 3 / 4),
+        evaluations=12,
+    ),
+}
+
+ALL = {**PROTOCOLS, **TRANSFER}

@@ -65,6 +65,7 @@ def _parser():
         epochs=common.RECIPE.epochs,
         batch_size=common.RECIPE.batch_size,
     )
+    common.add_reading_arguments(parser)
     common.add_output_arguments(
         parser,
         metavar="FILE",
@@ -101,6 +102,7 @@ def _train(parser, options):
                 batch_size=recipe.batch_size,
                 examples_per_class=options.examples_per_class,
                 seed=recipe.seed,
+                **common.reading(options),
             )
         with parser.checking("--network"):
             network = common.build(recipe, dataset)

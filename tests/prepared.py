@@ -1,7 +1,7 @@
 """Prepared datasets of TensorFlow Datasets, made up for tests."""
 
 import contextlib
-import warnings
+import io
 
 import numpy as np
 import tensorflow as tf
@@ -32,21 +32,38 @@ def photograph(number, height=40, width=60):
     image[..., 0] = number
     image[..., 1] = np.linspace(0, 255, height)[:, np.newaxis]
     image[..., 2] = np.linspace(0, 255, width)
-    return tf.io.encode_jpeg(image, quality=100).numpy()
+    return tf.io.encode_jpeg(
+        image, quality=100, chroma_downsampling=False
+    ).numpy()
 
 
-def prepare_photographs(name, folder, labels, *, contents=None):
-    """Prepares photographs in `folder` as TensorFlow Datasets stores them.
+def prepare(name, folder, splits, *, version="1.0.0", files=4):
+    """Prepares images in `folder` as TensorFlow Datasets stores them.
 
     Args:
         name: The dataset's name.
-        folder: An empty folder, for `data_dir`.
-        labels: Dict, split -> list of labels.
-        contents: Dict, split -> list of encoded photographs.
+        folder: A folder, for `data_dir`.
+        splits: Dict, split -> list of (encoded image, label in 0, 1, 2).
+        version: Of the data.
+        files: Number of files of each split.
     """
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(num_classes=3),
+            "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
         }
+    )
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name,
+        version,
+        features,
+        {
+            split: [
+                (i, {"image": io.BytesIO(content), "label": label})
+                for i, (content, label) in enumerate(examples)
+            ]
+            for split, examples in splits.items()
+        },
+        data_dir=folder,
+        download_config=tfds.download.DownloadConfig(num_shards=files),
     )

@@ -16,6 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LINES = (
     ("transport", "losses", "matches", "methods"),
     ("trace", "teachers", "matches", "training", "distiller"),
+    ("trace", "teachers", "matches", "training", "transferer"),
+    ("trace", "models"),
     ("checks", "training"),
     ("trace", "teachers", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),

@@ -91,6 +91,18 @@ def _summary(method):
             1.0,
         ),
         ("lskd+sp", [("lskd", 9.0), ("sp", 3000.0)], 1.0),
+        ("finetune", [], 1.0),
+        ("l2", [("l2", 1.0)], 1.0),
+        ("l2-sp", [("l2-sp", 1.0)], 1.0),
+        ("lwf", [("lwf", 10.0)], 10.0),
+        ("lwf+attention", [("lwf", 10.0), ("attention", 10.0)], 10.0),
+        ("lwf+jacobian", [("lwf", 10.0), ("jacobian", 10.0)], 10.0),
+        (
+            "lwf+attention+jacobian",
+            [("lwf", 10.0), ("attention", 10.0), ("jacobian", 10.0)],
+            10.0,
+        ),
+        ("lwf+kd", [("lwf", 10.0), ("kd", 1.0)], 10.0),
     ],
 )
 def test_published_weights(vgg, name, matches, label_weight):
@@ -105,9 +117,24 @@ def test_description_has_the_weights_of_the_matches(vgg, name):
     """The numbers in its words are those of what is built."""
     description = tfkd.methods.describe(name)
     assert description.name == name
-    assert description.needs in ("", "labels", "indices", "a stage before")
+    assert description.needs in (
+        "",
+        "labels",
+        "indices",
+        "a stage before",
+        "a source head",
+        "its own start",
+    )
     method = _build(name, vgg)
-    weights = [match.weight for match in method.matches]
+    # Of a sum's name the last part is described.
+    own = method.matches[name.count("+") :]
+    weights = [match.weight for match in own]
+    if name in ("l2", "l2-sp"):
+        weights = [own[0].kernel, own[0].new]
+    if name.startswith("neuron-"):
+        student, _ = vgg
+        start = tfkd.methods.build(name, student=student)
+        weights += [match.weight for match in start.matches]
     if method.label_weight != 1.0:
         weights.append(method.label_weight)
     numbers = re.findall(r"\d+\.?\d*(?:e-\d+)?", description.weight)
@@ -118,6 +145,10 @@ def test_description_has_the_weights_of_the_matches(vgg, name):
         for match in method.matches
     )
     assert needs == (description.needs in ("labels", "indices"))
+    head = any(match.reads_outputs for match in method.matches)
+    assert head >= (description.needs == "a source head")
+    start = any(isinstance(match, tfkd.L2SP) for match in method.matches)
+    assert start == (description.needs == "its own start")
     indices = any(match.needs_index for match in method.matches)
     assert indices == (description.needs == "indices")
     assert bool(method.stages) == (description.needs == "a stage before")
@@ -175,9 +206,19 @@ def test_congruence_embeds_both_features_in_128_dimensions(vgg):
 
 
 @pytest.mark.parametrize(
-    "name", [*tfkd.methods.NAMES, "ipot+fitnet+kd", "ipot+sp+kd"]
+    "name",
+    [
+        *(
+            name
+            for name in tfkd.methods.NAMES
+            if tfkd.methods.describe(name).needs
+            not in ("a source head", "its own start")
+        ),
+        "ipot+fitnet+kd",
+        "ipot+sp+kd",
+    ],
 )
-def test_every_method_trains(vgg, name):
+def test_every_method_of_one_task_trains(vgg, name):
     """All its stages, each everything that it has to train."""
     student, teacher = vgg
     if name == "neuron-identity":  # takes as many neurons in either
@@ -215,6 +256,147 @@ def test_every_method_trains(vgg, name):
             for variable, value in zip(trained, before, strict=True)
         ]
         assert all(moved)
+
+
+def _one_step(transferer):
+    """The logs of a step of training, and of the trained what moved."""
+    transferer.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    x = np.random.default_rng(0).normal(size=(6, 32, 32, 1)).astype("float32")
+    before = [v.numpy() for v in transferer.trainable_variables]
+    logs = transferer.train_on_batch(x, np.arange(6), return_dict=True)
+    moved = [
+        np.any(variable.numpy() != value)
+        for variable, value in zip(
+            transferer.trainable_variables, before, strict=True
+        )
+    ]
+    return logs, moved
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lwf",
+        "lwf+attention",
+        "lwf+jacobian",
+        "lwf+attention+jacobian",
+        "attention+lwf",
+        "lwf+kd",
+    ],
+)
+def test_methods_with_a_source_head_train(vgg, name):
+    student, _ = vgg
+    teacher = tfkd.models.build(
+        "vgg9", num_classes=17, input_shape=(32, 32, 1), width=0.25
+    )
+    method = tfkd.methods.build(name, student=student, teacher=teacher)
+    transferer = tfkd.Transferer(
+        student=student, teacher=teacher, source_head=True, matches=method
+    )
+    logs, moved = _one_step(transferer)
+    assert all(moved)
+    assert all(logs[match.name] > 0 for match in method.matches)
+    assert transferer.label_weight == 10.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ce",
+        "finetune",
+        "l2",
+        "l2-sp",
+        "neuron-ot",
+        "neuron-identity",
+        "neuron-uniform",
+        "neuron-ot+l2-sp",
+    ],
+)
+def test_methods_from_the_own_start_train(vgg, name):
+    student, _ = vgg
+    method = tfkd.methods.build(name, student=student)
+    transferer = tfkd.Transferer(
+        student=student, reference="start", matches=method
+    )
+    logs, moved = _one_step(transferer)
+    assert all(moved)
+    assert all(logs[match.name] > 0 for match in method.matches)
+
+
+def test_neurons_of_the_own_start_are_compared_at_one_stage_more(vgg):
+    """The last but one of three; with a teacher at the features alone."""
+    student, _ = vgg
+    for name in ("neuron-ot", "neuron-identity", "neuron-uniform"):
+        (match,) = tfkd.methods.build(name, student=student).matches
+        assert (match.where, match.weight) == ("stage2, features", 0.01)
+        (match,) = _build(name, vgg).matches
+        assert (match.where, match.weight) == ("features", 0.1)
+        (match,) = _build(name, vgg, at="stage1", weight=1.0).matches
+        assert (match.where, match.weight) == ("stage1", 1.0)
+
+
+def test_attention_beside_lwf_is_that_of_its_paper():
+    """Equation 9 at all stages of equal maps, equation 10 at the first.
+
+    Pools halve VGG-9's maps of 64 pixels to 32, 16, 8, 4, 2; ResNet-34 begins
+    with a quarter, 16. So its first stage meets the second pool.
+    """
+    student = tfkd.models.build(
+        "vgg9", num_classes=5, input_shape=(64, 64, 3), width=0.0625
+    )
+    teacher = tfkd.models.build(
+        "resnet34", num_classes=7, input_shape=(64, 64, 3), width=0.0625
+    )
+    method = tfkd.methods.build(
+        "lwf+attention+jacobian", student=student, teacher=teacher
+    )
+    _, attention, jacobian = method.matches
+    first = ("stage2", "stage1")
+    assert attention.pairs == [
+        first,
+        ("stage3", "stage2"),
+        ("stage4", "stage3"),
+        ("stage5", "stage4"),
+    ]
+    assert not attention.loss.squared
+    assert jacobian.pairs == [first]
+    assert isinstance(jacobian, tfkd.AttentionJacobianMatch)
+    assert jacobian.window == 5
+    other = tfkd.methods.build(
+        "lwf+attention",
+        student=student,
+        teacher=teacher,
+        attention={"weight": 2.0, "at": "stage2"},
+    )
+    assert _summary(other) == [("lwf", 10.0), ("attention", 2.0)]
+
+
+def test_stages_of_no_equal_size_are_named(vgg):
+    student, _ = vgg
+    teacher = tfkd.models.build(
+        "vgg4", num_classes=7, input_shape=(40, 40, 1), width=0.0625
+    )
+    with pytest.raises(ValueError, match=r"equal size.*\(20, 20\).*Say where"):
+        tfkd.methods.build("lwf+jacobian", student=student, teacher=teacher)
+
+
+def test_methods_that_need_a_teacher_say_so(vgg):
+    student, _ = vgg
+    with pytest.raises(ValueError, match="'kd' compares with a teacher.*'l2'"):
+        tfkd.methods.build("l2+kd", student=student)
+
+
+def test_the_strengths_of_kernels_are_settings(vgg):
+    student, _ = vgg
+    for name, kind in (("l2", tfkd.L2), ("l2-sp", tfkd.L2SP)):
+        (match,) = tfkd.methods.build(
+            name, student=student, weight=0.5, new=0.25, new_layers=["stage1"]
+        ).matches
+        assert isinstance(match, kind)
+        assert (match.kernel, match.new, match.weight) == (0.5, 0.25, 1.0)
+        assert match.new_layers == ["stage1"]
 
 
 def test_ft_has_a_stage_for_its_paraphraser(vgg):

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
+from prepared import photograph
 
 import tfkd
 from tfkd.trace import Trace
@@ -71,6 +72,20 @@ def test_the_example_of_another_input_has_the_jacobian_of_the_whole():
     )
 
 
+def test_the_example_of_photographs_runs(tmp_path, monkeypatch):
+    for path in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "birds" / path).mkdir(parents=True)
+        for i in range(6 if path.startswith("train") else 1):
+            file = tmp_path / "birds" / path / f"{i}.jpg"
+            file.write_bytes(photograph(i))
+    monkeypatch.chdir(tmp_path)
+    names = {"tfkd": tfkd}
+    exec(compile(_code("average_views"), "README", "exec"), names)
+    probabilities = np.exp(names["logits"])
+    assert probabilities.shape == (2, 2)
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-5)
+
+
 def test_the_example_of_a_loss_works():
     names = {"keras": keras, "tf": tf}
     exec(compile(_code("AbsoluteError"), "README", "exec"), names)
@@ -82,7 +97,7 @@ def test_the_example_of_a_loss_works():
 def test_the_table_of_methods_says_what_the_library_says():
     """Each row in the words of `methods.describe`, and in its order."""
     section = README.split("## Methods")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`[\w-]+` \|.*) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (`[\w+-]+` \|.*) \|$", section, re.MULTILINE)
     described = [
         tuple(cell.strip().strip("`") for cell in row.split("|"))
         for row in rows
@@ -122,8 +137,42 @@ def test_the_example_of_stages_trains_the_paraphraser():
     assert int(match.paraphraser.steps) == 1
 
 
+def test_the_examples_of_transfer_run():
+    """Another label space, and the own start with a new head."""
+    backbone, teacher = (
+        tfkd.models.build(
+            name, num_classes=10, input_shape=(32, 32, 1), width=0.0625
+        )
+        for name in ("vgg4", "vgg9")
+    )
+    names = {
+        "tfkd": tfkd,
+        "student": tfkd.models.with_head(backbone, num_classes=5),
+        "teacher": teacher,
+        "backbone": backbone,
+        "train": tf.data.Dataset.from_tensors(
+            (np.ones([2, 32, 32, 1], "float32"), np.array([0, 4]))
+        ),
+        "label_loss": keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True
+        ),
+    }
+    code = _code("source_head=True").replace("(train)", "(train, verbose=0)")
+    exec(compile(code, "README", "exec"), names)
+    assert names["transferer"].source_head.units == 10
+    assert names["student"].output_shape == (None, 5)
+    exec(compile(_code('reference="start"'), "README", "exec"), names)
+    assert names["transferer"].matches[1].where == "kernels, new: logits"
+
+
 def test_the_table_of_networks_is_complete():
     section = README.split("## Networks")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     names = re.findall(r"`([\w-]+)`", " ".join(rows))
     assert sorted(names) == sorted(tfkd.models.NAMES)
+
+
+def test_the_list_of_data_is_complete():
+    section = README.split("## Data")[1].split("\n## ")[0].split("```")[0]
+    names = set(re.findall(r"`([a-z0-9_]+(?::FOLDER)?)`", section))
+    assert names - {"train", "test", "validation"} == {*tfkd.data.NAMES}

@@ -9,7 +9,13 @@ import pytest
 import tensorflow as tf
 
 from tfkd.precision import at_least_float32
-from tfkd.trace import Trace, find_layer, outline, twice_differentiable
+from tfkd.trace import (
+    Trace,
+    classifier,
+    find_layer,
+    outline,
+    twice_differentiable,
+)
 
 
 class Subclassed(keras.Model):
@@ -494,3 +500,34 @@ def test_users_layers_are_exact_whatever_they_call_it_on(float64, call, run):
     actual, expected = step(traced), gradient(plain)
     assert np.any(expected.numpy() != 0)
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_other_outputs_are_differentiated_by_the_input(make_network, images):
+    """A head on the features, as if the network ended in it."""
+    network = make_network(seed=1)
+    head = keras.layers.Dense(2)
+    features = network.get_layer("features").output
+    other = keras.Model(network.input, head(features))
+    trace = Trace(network, images[0], layers=["features"], differentiable=True)
+    seen = trace.with_outputs(lambda trace: head(trace["features"]))
+    expected = Trace(other, images[0], differentiable=True)
+    np.testing.assert_allclose(seen.outputs, expected.outputs, rtol=1e-5)
+    np.testing.assert_allclose(
+        seen.input_gradient(lambda trace: trace.outputs[:, 1]),
+        expected.input_gradient(lambda trace: trace.outputs[:, 1]),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    assert trace.outputs.shape == (8, 3)
+
+
+def test_the_classifier_is_the_last_layer_with_a_kernel(make_network):
+    network = make_network(seed=1, name="net")
+    assert classifier(network) == "logits"
+    inputs = keras.Input((8, 8, 2))
+    nested = keras.Model(inputs, keras.layers.Softmax()(network(inputs)))
+    assert classifier(nested) == "net/logits"
+    maps = keras.Model(network.input, network.get_layer("stage2").output)
+    assert classifier(maps) == "conv2"
+    bare = keras.Sequential([keras.Input((2,)), keras.layers.ReLU()])
+    assert classifier(bare) is None

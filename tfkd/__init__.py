@@ -13,6 +13,8 @@ from tfkd import (
 )
 from tfkd.distiller import Distiller
 from tfkd.matches import (
+    L2,
+    L2SP,
     AttentionJacobianMatch,
     ContrastiveMatch,
     FactorMatch,
@@ -23,10 +25,13 @@ from tfkd.matches import (
     ParaphraserMatch,
     VariationalMatch,
 )
+from tfkd.transferer import Transferer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "L2",
+    "L2SP",
     "AttentionJacobianMatch",
     "ContrastiveMatch",
     "Distiller",
@@ -36,6 +41,7 @@ __all__ = [
     "JacobianPenalty",
     "Match",
     "ParaphraserMatch",
+    "Transferer",
     "VariationalMatch",
     "analysis",
     "caching",

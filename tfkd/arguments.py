@@ -30,6 +30,32 @@ def check_positive(value, argument):
     return float(value)
 
 
+def check_non_negative(value, argument):
+    """`value` as a float, if it is a finite number >= 0.
+
+    Args:
+        value: Anything.
+        argument: The argument's name, for the error.
+
+    Returns:
+        A float.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a finite "
+            f"number >= 0. Received: {argument}={value!r}"
+        )
+    return float(value)
+
+
 def check_count(value, argument):
     """`value` as an int, if it is an integer >= 1.
 

@@ -564,7 +564,7 @@ def _observing(matches):
                 "Invalid value for argument `matches`. Expected a list of "
                 f"matches. Received: matches={matches!r}"
             )
-        if not match.needs_teacher:
+        if not match.observes_teacher:
             continue
         if match.observation() is None:
             raise ValueError(

@@ -13,6 +13,9 @@ import keras
 
 from tfkd import losses
 from tfkd.matches import (
+    L2,
+    L2SP,
+    AttentionJacobianMatch,
     ContrastiveMatch,
     FactorMatch,
     JacobianMatch,
@@ -70,8 +73,9 @@ class Description(NamedTuple):
         matches: What it compares and how.
         weight: Its published weight, and that of labels where it is not 1.
         needs: What it needs beside images and a teacher: "labels",
-            "indices" or "a stage before", "" for nothing. The label loss is
-            not meant, which every method has.
+            "indices", "a stage before", "a source head" or "its own start"
+            (of a Transferer), "" for nothing. The label loss is not meant,
+            which every method has.
     """
 
     name: str
@@ -102,17 +106,21 @@ def describe(name):
     return _DESCRIPTIONS[name]
 
 
-def build(name, *, student, teacher, **overrides):
+def build(name, *, student, teacher=None, **overrides):
     """The matches of a method, with its published weights.
 
     Args:
         name: One of `NAMES`, or a sum of some: "ipot+kd". In a sum each part
             keeps its weight and labels have weight 1; kd joins with weight 1
-            instead of its own 0.9 beside labels at 0.1.
-        student, teacher: Built Keras models. Methods that compare features
-            look for the layers that every network of `tfkd.models` has
-            (stage1, stage2, ..., features); for others pass `at`. Of a list
-            of teachers the first tells where, and the Distiller checks that
+            instead of its own 0.9 beside labels at 0.1. Beside lwf, labels
+            have its weight 10, and attention and jacobian are those that
+            `NAMES` has as lwf+attention and lwf+jacobian.
+        student: Built Keras model. Methods that compare features look for
+            the layers that every network of `tfkd.models` has (stage1,
+            stage2, ..., features); for others pass `at`.
+        teacher: Likewise. None: the student is fine-tuned, and compared
+            with its own start by `Transferer(reference="start")`. Of a list
+            of teachers the first tells where, and the trainer checks that
             the others are alike there.
         **overrides: Settings of the parts, for instance `temperature=2.0`.
             One that several parts have is given by part:
@@ -122,8 +130,8 @@ def build(name, *, student, teacher, **overrides):
         A `Method`.
 
     Raises:
-        ValueError: If a name or a setting is unknown or ambiguous, or a
-            layer is missing.
+        ValueError: If a name or a setting is unknown or ambiguous, a layer
+            is missing, or a teacher that the method needs.
 
     Example:
 
@@ -142,6 +150,24 @@ def build(name, *, student, teacher, **overrides):
         distiller.compile("sgd", loss)
         distiller.fit(train, epochs=getattr(stage, "epochs", 240))
     ```
+
+    For a Transferer:
+
+    ```python
+    transferer = tfkd.Transferer(
+        student=student,
+        reference="start",
+        matches=tfkd.methods.build("neuron-ot", student=student),
+    )
+    transferer = tfkd.Transferer(
+        student=other,
+        teacher=teacher,
+        source_head=True,
+        matches=tfkd.methods.build(
+            "lwf+attention", student=other, teacher=teacher
+        ),
+    )
+    ```
     """
     if not isinstance(name, str):
         raise ValueError(
@@ -151,7 +177,8 @@ def build(name, *, student, teacher, **overrides):
     if isinstance(teacher, list | tuple) and teacher:
         teacher = teacher[0]
     for model, role in ((student, "student"), (teacher, "teacher")):
-        if not isinstance(model, keras.Model):
+        missing = role == "teacher" and model is None
+        if not missing and not isinstance(model, keras.Model):
             raise ValueError(
                 f"Invalid value for argument `{role}`. Expected a built "
                 f"Keras model. Received: {role}={model!r}"
@@ -161,17 +188,25 @@ def build(name, *, student, teacher, **overrides):
         _check_part(part)
     if len(set(parts)) != len(parts):
         raise ValueError(f"Method '{name}' names a part twice.")
-    settings = _distribute(parts, overrides)
+    entries = {part: _entry(part, parts) for part in parts}
+    settings = _distribute(entries, overrides)
     terms = []
-    for part in parts:
+    for part, entry in entries.items():
+        if teacher is None and entry not in _STARTS:
+            raise ValueError(
+                f"Method '{part}' compares with a teacher. Pass teacher=. "
+                "Those that can do without are "
+                f"{WITHOUT_TEACHER}."
+            )
         options = settings[part]
         if part == "kd" and len(parts) > 1:
             options = {"weight": 1.0, **options}
-        terms += _METHODS[part](student, teacher, **options)
+        terms += _METHODS[entry](student, teacher, **options)
+    alone = "lwf" if "lwf" in parts else name
     return Method(
         name,
         [term for term in terms if not isinstance(term, Stage)],
-        _LABEL_WEIGHTS.get(name, 1.0),
+        _LABEL_WEIGHTS.get(alone, 1.0),
         tuple(term for term in terms if isinstance(term, Stage)),
     )
 
@@ -179,16 +214,41 @@ def build(name, *, student, teacher, **overrides):
 _METHODS = {}
 _DESCRIPTIONS = {}
 _LABEL_WEIGHTS = {}
+_STARTS = set()
 
 
-def _method(*, paper="", matches, weight="", needs="", label_weight=1.0):
-    """Enters a function `_name` into the tables of methods."""
+def _method(
+    *,
+    paper="",
+    matches,
+    weight="",
+    needs="",
+    label_weight=1.0,
+    start=False,
+    beside=None,
+):
+    """Enters a function `_name` into the tables of methods.
+
+    Args:
+        paper: As of `Description`.
+        matches: As of `Description`.
+        weight: As of `Description`, without that of labels.
+        needs: As of `Description`.
+        label_weight: Of the method by itself.
+        start: Whether it can do without a teacher, `teacher` being None.
+        beside: The method beside which it has this meaning, or None: then
+            the function is `_BESIDE_NAME`.
+    """
 
     def enter(function):
         name = function.__name__.removeprefix("_").replace("_", "-")
+        if beside:
+            name = f"{beside}+{name.removeprefix(beside + '-')}"
         words = weight
         if label_weight != 1.0:
-            words += f", labels {label_weight}"
+            words += f", labels {label_weight:g}"
+        if start:
+            _STARTS.add(name)
         _METHODS[name] = function
         _LABEL_WEIGHTS[name] = label_weight
         _DESCRIPTIONS[name] = Description(name, paper, matches, words, needs)
@@ -197,7 +257,7 @@ def _method(*, paper="", matches, weight="", needs="", label_weight=1.0):
     return enter
 
 
-@_method(matches="nothing: labels alone")
+@_method(matches="nothing: labels alone", start=True)
 def _ce(student, teacher):
     """Cross-entropy with the labels alone: the student without a teacher."""
     return []
@@ -403,40 +463,47 @@ def _mmd(student, teacher, *, at="features", kernel="gaussian", weight=1.0):
 
 @_method(
     paper="Li et al. 2020",
-    matches="neurons of the features, optimal transport",
-    weight="0.1",
+    matches="neurons of the features, optimal transport; from its own start "
+    "also of the last stage but one",
+    weight="0.1, from its own start 0.01",
+    start=True,
 )
-def _neuron_ot(student, teacher, *, at="features", normalize=False, weight=0.1):
+def _neuron_ot(student, teacher, *, at=None, normalize=False, weight=None):
     """Each neuron against the one that does the same, equations 3 and 4.
 
-    As printed, distances are sums over the batch. The weight is the middle
-    of the range from 1e-3 to 10 in which they select it for compression.
+    As printed, distances are sums over the batch. The weights are the middle
+    of the ranges in which they select them: from 1e-3 to 10 for compression,
+    from 1e-4 to 1 for transfer, where they add a layer, the 19th of 33
+    blocks, which is in the third stage of four.
     """
-    return [_neurons("optimal", "neuron-ot", at, normalize, weight)]
+    match = _neurons("optimal", student, teacher, at, normalize, weight)
+    return [match]
 
 
 @_method(
     paper="Li et al. 2020",
-    matches="neurons of the features, each to its own; equal widths",
-    weight="0.1",
+    matches="the same neurons, each to its own; equal widths",
+    weight="0.1, from its own start 0.01",
+    start=True,
 )
 def _neuron_identity(
-    student, teacher, *, at="features", normalize=False, weight=0.1
+    student, teacher, *, at=None, normalize=False, weight=None
 ):
     """Neuron i against neuron i, same paper."""
-    return [_neurons("identity", "neuron-identity", at, normalize, weight)]
+    match = _neurons("identity", student, teacher, at, normalize, weight)
+    return [match]
 
 
 @_method(
     paper="Li et al. 2020",
-    matches="neurons of the features, each to all",
-    weight="0.1",
+    matches="the same neurons, each to all",
+    weight="0.1, from its own start 0.01",
+    start=True,
 )
-def _neuron_uniform(
-    student, teacher, *, at="features", normalize=False, weight=0.1
-):
+def _neuron_uniform(student, teacher, *, at=None, normalize=False, weight=None):
     """All neurons against all, same paper."""
-    return [_neurons("uniform", "neuron-uniform", at, normalize, weight)]
+    match = _neurons("uniform", student, teacher, at, normalize, weight)
+    return [match]
 
 
 @_method(
@@ -720,7 +787,96 @@ def _fsp(student, teacher, *, at=None, stage_epochs=30, weight=1.0):
     return [Stage("fsp", [match], 0.0, stage_epochs)]
 
 
+@_method(
+    matches="nothing: labels alone, of a student that is trained already",
+    start=True,
+)
+def _finetune(student, teacher):
+    """Cross-entropy with the target labels alone."""
+    return []
+
+
+@_method(
+    matches="kernels, squared",
+    weight="0.01, new layers 0.01",
+    start=True,
+)
+def _l2(student, teacher, *, weight=0.01, new=0.01, new_layers=None):
+    """Weight decay as a term of the loss, the control of L2-SP.
+
+    `weight` is that of the kernels that are not new; the default is the
+    middle of the range from 1e-4 to 1 in which Li et al. 2020 select it.
+    """
+    return [L2(weight, new, new_layers, name="l2")]
+
+
+@_method(
+    paper="Li, Grandvalet & Davoine 2018",
+    matches="kernels, squared distance from the start",
+    weight="0.1, new layers 0.01",
+    needs="its own start",
+    start=True,
+)
+def _l2_sp(student, teacher, *, weight=0.1, new=0.01, new_layers=None):
+    """The distance of kernels from the start; `weight` is theirs."""
+    return [L2SP(weight, new, new_layers, name="l2-sp")]
+
+
+@_method(
+    paper="Li & Hoiem 2016",
+    matches="source head and the teacher's logits, squared error",
+    weight="10",
+    needs="a source head",
+    label_weight=10.0,
+)
+def _lwf(student, teacher, *, weight=10.0):
+    """Squared error of logits, with the weights of Srinivas & Fleuret 2018."""
+    return [Match(losses.SquaredError(), weight=weight, name="lwf")]
+
+
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="the same; attention maps of all stages of equal size, distance "
+    "of directions",
+    weight="10 each",
+    needs="a source head",
+    label_weight=10.0,
+    beside="lwf",
+)
+def _lwf_attention(student, teacher, *, at=None, weight=10.0):
+    """Attention maps in the form of equation 9."""
+    at = _stages_of_equal_size(student, teacher) if at is None else at
+    loss = losses.AttentionTransfer()
+    return [Match(loss, at=at, weight=weight, name="attention")]
+
+
+@_method(
+    paper="Srinivas & Fleuret 2018",
+    matches="the same; Jacobian of the attention map at the first such stage",
+    weight="10",
+    needs="a source head",
+    label_weight=10.0,
+    beside="lwf",
+)
+def _lwf_jacobian(student, teacher, *, at=None, window=5, weight=10.0):
+    """Jacobians of the shallowest attention maps, equation 10."""
+    at = _stages_of_equal_size(student, teacher)[:1] if at is None else at
+    match = AttentionJacobianMatch(
+        at, window=window, weight=weight, name="jacobian"
+    )
+    return [match]
+
+
 NAMES = tuple(_METHODS)
+
+# Those that `build` takes without a teacher.
+WITHOUT_TEACHER = tuple(name for name in NAMES if name in _STARTS)
+
+
+def _entry(part, parts):
+    """The name in the tables of a part of a sum."""
+    beside = f"lwf+{part}"
+    return beside if "lwf" in parts and beside in _METHODS else part
 
 
 def _check_part(name):
@@ -734,8 +890,10 @@ def _check_part(name):
         )
 
 
-def _distribute(parts, overrides):
-    """Part -> its own overrides."""
+def _distribute(entries, overrides):
+    """Part -> its own overrides; `entries` are part -> name in the tables."""
+    parts = list(entries)
+    options = {part: _options(entry) for part, entry in entries.items()}
     settings = {part: {} for part in parts}
     for key, value in overrides.items():
         part = key.replace("_", "-")  # a keyword has no hyphen
@@ -747,12 +905,11 @@ def _distribute(parts, overrides):
                 )
             settings[part].update(value)
             continue
-        owners = [part for part in parts if key in _options(part)]
+        owners = [part for part in parts if key in options[part]]
         if len(owners) != 1:
-            known = {part: _options(part) for part in parts}
             raise ValueError(
                 f"Setting `{key}` belongs to {owners or 'no part'} of "
-                f"'{'+'.join(parts)}', whose settings are {known}. "
+                f"'{'+'.join(parts)}', whose settings are {options}. "
                 + (
                     f"Give it by part: {owners[0].replace('-', '_')}={{...}}."
                     if owners
@@ -762,16 +919,16 @@ def _distribute(parts, overrides):
         settings[owners[0]][key] = value
     for part in parts:
         for key in settings[part]:
-            if key not in _options(part):
+            if key not in options[part]:
                 raise ValueError(
                     f"Method '{part}' has no setting `{key}`. Expected one "
-                    f"of {_options(part)}."
+                    f"of {options[part]}."
                 )
     return settings
 
 
-def _options(part):
-    signature = inspect.signature(_METHODS[part])
+def _options(entry):
+    signature = inspect.signature(_METHODS[entry])
     return [
         p.name
         for p in signature.parameters.values()
@@ -821,8 +978,16 @@ def _to_teacher(loss, name, student, teacher, at, weight):
     return Match(loss, at=pairs, projector=projectors, weight=weight, name=name)
 
 
-def _neurons(plan, name, at, normalize, weight):
-    """A match of neurons."""
+def _neurons(plan, student, teacher, at, normalize, weight):
+    """A match of neurons, with a teacher or with the student's start."""
+    name = "neuron-ot" if plan == "optimal" else f"neuron-{plan}"
+    if at is None:
+        at = "features"
+        if teacher is None:
+            *stages, features = _all_stages(student, student)
+            at = [stages[-2:][0], features]
+    if weight is None:
+        weight = 0.01 if teacher is None else 0.1
     loss = losses.NeuronTransport(plan, normalize=normalize)
     return Match(loss, at=at, weight=weight, name=name)
 
@@ -854,6 +1019,36 @@ def _last_stages(student, teacher):
     if not ours or not theirs:
         raise _nowhere(student, teacher)
     return (ours[-1], theirs[-1])
+
+
+def _stages_of_equal_size(student, teacher):
+    """Pairs of stages whose maps have the same size, shallowest first.
+
+    Of several stages of one size the last counts; a map of one position
+    draws attention nowhere else, and is left out.
+    """
+    ours, theirs = (_sizes_of_stages(model) for model in (student, teacher))
+    pairs = [(ours[size], theirs[size]) for size in ours if size in theirs]
+    if not pairs:
+        raise ValueError(
+            f"Student '{student.name}' and teacher '{teacher.name}' have no "
+            "layers named stage1, stage2, ... whose maps are of equal size: "
+            f"{ours} and {theirs}. Say where to compare them: "
+            'at=[("student layer", "teacher layer"), ...].'
+        )
+    return pairs
+
+
+def _sizes_of_stages(model):
+    """(height, width) -> the last stage of that size, if it is known."""
+    stages = _stages(layer_names(model))
+    signals = outline(model, stages).signals
+    sizes = {}
+    for stage in stages:
+        size = signals[stage].shape[1:-1]
+        if len(size) == 2 and None not in size and size != (1, 1):
+            sizes[size] = stage
+    return sizes
 
 
 def _common_names(student, teacher):

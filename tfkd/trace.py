@@ -7,6 +7,7 @@ a layer's name or width come to light before any training.
 """
 
 import contextlib
+import copy
 import difflib
 import functools
 import re
@@ -114,6 +115,21 @@ class Trace:
         return Trace(
             self._model, inputs, labels=labels, differentiable=differentiable
         )
+
+    def with_outputs(self, fn):
+        """The same pass of a network that returns something else.
+
+        Args:
+            fn: Function of this trace that returns the other outputs. Input
+                gradients go through it.
+
+        Returns:
+            A `Trace` with the same features and other outputs.
+        """
+        other = copy.copy(self)
+        with self._tape or contextlib.nullcontext():
+            other.outputs = fn(self)
+        return other
 
     def input_gradient(self, fn):
         """Gradient of one scalar per example with respect to the input.
@@ -274,7 +290,7 @@ def layer_names(model):
     Returns:
         List of strings, outermost layers first, without repetition.
     """
-    return list(dict.fromkeys(layer.name for _, layer in _layer_paths(model)))
+    return list(dict.fromkeys(layer.name for _, layer in layer_paths(model)))
 
 
 def find_layer(model, name):
@@ -292,7 +308,7 @@ def find_layer(model, name):
         ValueError: If no layer has the name (with the nearest names), or
             several have it (with their paths).
     """
-    paths = _layer_paths(model)
+    paths = layer_paths(model)
     fits = {
         id(layer): (path, layer)
         for path, layer in paths
@@ -315,6 +331,42 @@ def find_layer(model, name):
         f"Model '{model.name}' has no layer '{name}'. "
         f"Nearest names: {nearest or names[:8]}."
     )
+
+
+def classifier(model):
+    """The path of the layer that makes a network's outputs.
+
+    Args:
+        model: As of `find_layer`.
+
+    Returns:
+        The path of the last layer with a kernel: last in the order of calls
+        in a Functional or Sequential model, of creation in others. None if
+        no layer has one.
+    """
+    for layer in reversed(_sublayers(model)):
+        below = classifier(layer)
+        if below:
+            return f"{layer.name}/{below}"
+        if own_kernels(layer):
+            return layer.name
+    return None
+
+
+def own_kernels(layer):
+    """The kernels of a layer itself: no biases, no scales of norms.
+
+    Args:
+        layer: A built Keras layer.
+
+    Returns:
+        List of its variables whose names end in "kernel".
+    """
+    return [
+        variable
+        for variable in layer._trainable_variables
+        if variable.name.endswith("kernel")
+    ]
 
 
 class _Stand:
@@ -487,7 +539,7 @@ def _scopes(model):
         Dict, name of the scope -> path of the layer.
     """
     layers = {}
-    for path, layer in _layer_paths(model):
+    for path, layer in layer_paths(model):
         layers.setdefault(id(layer), (path, layer))
     paths, replaced = {}, []
     for index, (path, layer) in enumerate(layers.values()):
@@ -543,8 +595,15 @@ def _called(node):
                 yield function.name
 
 
-def _layer_paths(model):
-    """All (path, layer) below `model`, outermost first."""
+def layer_paths(model):
+    """All layers of `model`, at any depth, outermost first.
+
+    Args:
+        model: As of `find_layer`.
+
+    Returns:
+        List of (path, layer); a layer that is held twice has two paths.
+    """
     paths, level = [], [("", model)]
     while level:
         below = []

@@ -88,9 +88,9 @@ class StudentTrainer(keras.Model):
         for match in self.matches:
             if match.needs_teacher and not teachers:
                 raise ValueError(
-                    f"Match '{match.name}' needs a teacher. Pass teacher=, "
-                    "or load a saved trainer with "
-                    f"{type(self).__name__}.load(path, teacher=...)."
+                    f"Match '{match.name}' needs a teacher. "
+                    f"{self._how_to_give_a_teacher}, or load a saved trainer "
+                    f"with {type(self).__name__}.load(path, teacher=...)."
                 )
             if len(teachers) > 1 and not match.averages_teachers:
                 raise ValueError(
@@ -99,7 +99,9 @@ class StudentTrainer(keras.Model):
                     f"averaged. Received: {len(teachers)} teachers. Give it "
                     "one teacher, or take another match."
                 )
-        self._student_layers = _merged(m.student_layers for m in self.matches)
+        self._student_layers = _merged(
+            [*(m.student_layers for m in self.matches), self._layers_beside()]
+        )
         self._teacher_layers = _merged(m.teacher_layers for m in self.matches)
         ours = outline(self.student, self._student_layers)
         theirs = outlines(teachers, self._teacher_layers)
@@ -112,14 +114,16 @@ class StudentTrainer(keras.Model):
                 self.student, *(teachers if match.needs_teacher else [])
             )
             for their in theirs or [None]:
-                match.bind(student=ours, teacher=their)
+                match.bind(
+                    student=self._outline_for(match, ours), teacher=their
+                )
         self._networks.student_outline = ours
         self._networks.teacher_outlines = theirs
         self._networks.trainable = _trainable_flags(self.student)
         shared = [m for m in self.matches if not m.has_own_pass]
         wanted = [m for m in shared if m.needs_input_gradient]
         self._differentiable = {m.student_pass for m in wanted}
-        self._teacher_differentiable = any(m.needs_teacher for m in wanted)
+        self._teacher_differentiable = any(m.observes_teacher for m in wanted)
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
         if self._freezes:
@@ -128,8 +132,30 @@ class StudentTrainer(keras.Model):
             match.supports_jit for match in self.matches
         )
 
+    # === Hooks for subclasses ===
+
+    _how_to_give_a_teacher = "Pass teacher="
+
     def _check_networks(self, student, teacher):
         """Hook for what a subclass requires of a teacher's outline."""
+
+    def _layers_beside(self):
+        """Student's layers that are read beside those of the matches."""
+        return ()
+
+    def _network_for(self, match):
+        """The network of which a match makes a pass of its own."""
+        return self.student
+
+    def _outline_for(self, match, outline):
+        """What a match is to know of the student."""
+        return outline
+
+    def _trace_for(self, match, trace, own):
+        """What a match is to see of a pass, a shared one or its own."""
+        return trace
+
+    # === What XLA cannot do ===
 
     def _approximate_op(self):
         """Model, type and place of what XLA would approximate, or None."""
@@ -138,7 +164,7 @@ class StudentTrainer(keras.Model):
         if any(match.needs_input_gradient for match in self.matches):
             twice.append(networks.student_outline)
         if any(
-            match.needs_teacher and match.differentiates_teacher_twice
+            match.observes_teacher and match.differentiates_teacher_twice
             for match in self.matches
         ):
             twice += networks.teacher_outlines
@@ -388,7 +414,7 @@ class StudentTrainer(keras.Model):
         missing = [
             (i, match)
             for i, match in enumerate(self.matches)
-            if match.needs_teacher and observed[i] is None
+            if match.observes_teacher and observed[i] is None
         ]
         if not missing:
             return observed
@@ -431,7 +457,7 @@ class StudentTrainer(keras.Model):
             )
         return [
             f"{teacher}-{observation_key(match, len(teachers))}"
-            if match.needs_teacher
+            if match.observes_teacher
             else None
             for match in self.matches
         ]
@@ -466,7 +492,7 @@ class StudentTrainer(keras.Model):
     def _step_loss(self, x, y, sample_weight, observed, training, index=None):
         """The total loss and the student's outputs; updates the metrics."""
         own = [
-            match.trace_student(self.student, x, y, seen)
+            match.trace_student(self._network_for(match), x, y, seen)
             if match.has_own_pass
             else None
             for match, seen in zip(self.matches, observed, strict=True)
@@ -475,7 +501,11 @@ class StudentTrainer(keras.Model):
         outputs = traces["training"].outputs
         values = [
             match.value(
-                trace or traces[match.student_pass],
+                self._trace_for(
+                    match,
+                    trace or traces[match.student_pass],
+                    own=trace is not None,
+                ),
                 seen,
                 sample_weight=_single_weight(sample_weight, match),
                 training=training,
@@ -737,12 +767,12 @@ class StudentTrainer(keras.Model):
             name, weight = metric.name, match.weight
             rows.append((name, match.where, match.how, weight, match.passes))
         lines = [f"{type(self).__name__} '{self.name}'", ""]
-        lines += _networks(self.student, self._networks.teachers)
+        lines += self._describe_networks()
         lines += ["", *_table(rows), ""]
         passes = ["student 1 training pass"]
         if "inference" in self._student_passes:
             passes.append("student 1 inference pass")
-        if any(match.needs_teacher for match in self.matches):
+        if any(match.observes_teacher for match in self.matches):
             count = len(self._networks.teachers)
             each = f"each of {count} teachers" if count > 1 else "teacher"
             passes.append(f"{each} 1 inference pass")
@@ -751,6 +781,10 @@ class StudentTrainer(keras.Model):
             passes.append(f"{own} of matches' own, of each network they need")
         lines.append(f"Forward passes per step: {', '.join(passes)}.")
         print_fn("\n".join(lines))
+
+    def _describe_networks(self):
+        """Lines that say which networks there are and how large they are."""
+        return describe_networks(self.student, self._networks.teachers)
 
 
 class _Networks:
@@ -909,8 +943,16 @@ def _shapes(specs):
     return ", ".join(str(spec.shape) for spec in specs)
 
 
-def _networks(student, teachers):
-    """Lines that say which networks there are and how large they are."""
+def describe_networks(student, teachers):
+    """Lines that say which networks there are and how large they are.
+
+    Args:
+        student: The student.
+        teachers: List of the teachers.
+
+    Returns:
+        List of strings.
+    """
     lines = [f"student: {student.name}, {student.count_params():,} parameters"]
     for teacher in teachers:
         ratio = teacher.count_params() / max(student.count_params(), 1)

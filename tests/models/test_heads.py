@@ -110,11 +110,47 @@ def test_unknown_layer_is_refused_with_the_nearest(backbone):
         tfkd.models.with_head(backbone, num_classes=3, at="feature")
 
 
-def test_maps_are_no_features(backbone):
+def test_maps_are_averaged(backbone, images):
+    model = tfkd.models.with_head(backbone, num_classes=3, at="stage3")
+    stage = keras.Model(backbone.input, backbone.get_layer("stage3").output)
+    kernel, bias = model.get_layer("logits").get_weights()
+    expected = stage(images).numpy().mean((1, 2)) @ kernel + bias
+    np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+    names = [layer.name for layer in model.layers[-2:]]
+    assert names == ["features", "logits"]
+
+
+def test_sequences_are_no_features():
+    backbone = keras.Sequential([keras.Input((4, 3))], name="words")
+    backbone.add(keras.layers.Conv1D(5, 2, name="last"))
     with pytest.raises(
-        ValueError, match=r"\[batch, dim\].*at='stage3'.*\(None, 2, 2, 16\)"
+        ValueError, match=r"\[batch, dim\].*at=None.*\(None, 3, 5\)"
     ):
-        tfkd.models.with_head(backbone, num_classes=3, at="stage3")
+        tfkd.models.with_head(backbone, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "pools"),
+    [
+        ({"include_top": False}, True),
+        ({"include_top": False, "pooling": "avg"}, False),
+        ({"include_top": True, "classes": 7}, False),
+    ],
+    ids=["maps", "vectors", "classifier"],
+)
+def test_networks_of_keras_applications_need_no_name(options, pools):
+    """A new head on the pooled maps, whatever stood on them."""
+    shape = (32, 32, 3)
+    backbone = keras.applications.MobileNetV2(
+        shape, alpha=0.35, weights=None, **options
+    )
+    model = tfkd.models.with_head(backbone, num_classes=5)
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    maps = keras.Model(backbone.input, backbone.get_layer("out_relu").output)
+    kernel, bias = model.get_layer("logits").get_weights()
+    expected = maps(x).numpy().mean((1, 2)) @ kernel + bias
+    np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert ("features" in [layer.name for layer in model.layers]) == pools
 
 
 class Subclassed(keras.Model):

@@ -1,5 +1,6 @@
 """The benchmark's tables: what is counted, and how it is shown."""
 
+import os
 import pathlib
 import sys
 
@@ -8,8 +9,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
 import benchmark
 import numpy as np
 import pytest
+import reference_baselines
 import tensorflow as tf
-from benchmarks import arithmetic, jacobian, memory, methods, timing
+from benchmarks import (
+    arithmetic,
+    jacobian,
+    memory,
+    methods,
+    selectivity,
+    timing,
+)
 
 # Multiply-adds of each convolution: 9 input channels x output channels x
 # positions.
@@ -38,44 +47,145 @@ def cells(table):
     ]
 
 
-# === Timing, and the table of methods ===
+# === The table of methods ===
 
 
 def test_prints_every_method_against_cross_entropy(capsys, monkeypatch):
-    """Steps that take 1, 2, 3, ... ms by a clock of our own."""
+    """Steps of 1, 2, 3, ... ms by a clock of our own; the last takes twice."""
     now = {"ms": 0}
-    order = {method: i + 1 for i, method in enumerate(methods.METHODS)}
+    names = [
+        name
+        for method in methods.tfkd.methods.NAMES
+        for name in _rows_of(method)
+    ]
+    order = {name: i + 1 for i, name in enumerate(names)}
     calls = []
 
-    def step_of(method, batch_size, width):
-        def step():
-            calls.append(method)
+    def steps_of(method, options):
+        assert options.batch_size == 64
+
+        def step(name):
+            calls.append(name)
             # The first run of each, which is not timed, is slow.
-            slow = 1000 * (calls.count(method) == 1)
-            now["ms"] += order[method] + slow
+            slow = 1000 * (calls.count(name) == 1)
+            last = 1 + (calls.count(name) == 4)
+            now["ms"] += last * order[name] + slow
 
-        return step
+        return {name: lambda n=name: step(n) for name in _rows_of(method)}
 
-    monkeypatch.setattr(methods, "step_of", step_of)
+    monkeypatch.setattr(methods, "steps_of", steps_of)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now["ms"] / 1000)
     assert benchmark.main(["--rounds", "3"]) == 0
-    assert cells(capsys.readouterr().out) == [
-        [method, f"{i:.1f}", f"{i:.2f}"] for method, i in order.items()
+    out = capsys.readouterr().out
+    assert out.startswith("resnet8 beside resnet20, batch 64\n\n")
+    assert cells(out.split("\n\n")[1]) == [
+        [name, f"{i:.1f}", f"{i:.1f}", f"{i:.2f}", f"{i:.2f}"]
+        for name, i in order.items()
     ]
 
 
-def test_a_step_trains(monkeypatch):
-    losses = []
-    train = methods.tfkd.Distiller.train_on_batch
+def _rows_of(method):
+    stages = method in ("ft", "ab", "fsp")
+    return [f"{method}, stage before"] * stages + [method]
 
-    def spy(self, *args, **kwargs):
-        losses.append(train(self, *args, **kwargs, return_dict=True)["loss"])
 
-    monkeypatch.setattr(methods.tfkd.Distiller, "train_on_batch", spy)
-    step = methods.step_of("kd", 4, 0.0625)
-    step()
-    assert len(losses) == 2
-    assert losses[0] != losses[1]
+def test_steps_of_stages_and_sums_train():
+    """The paraphraser of ft in its stage, which its main stage demands."""
+    options = benchmark.parser().parse(["--smoke"], methods.SMOKE)
+    steps = methods.steps_of("ft+crd+kd", options)
+    assert list(steps) == ["ft+crd+kd, stage before", "ft+crd+kd"]
+    for step in steps.values():
+        assert step() != step()
+
+
+def test_unknown_methods_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--methods", "kd+ipto"])
+    assert "Did you mean 'ipot'?" in capsys.readouterr().err
+
+
+def test_ratios_are_of_medians_and_of_the_fastest():
+    seconds = {
+        "ce": np.array([0.1, 0.2, 0.4]),
+        "kd": np.array([0.3, 0.2, 0.5]),
+    }
+    assert cells(methods.table_of(seconds)) == [
+        ["ce", "200.0", "100.0", "1.00", "1.00"],
+        ["kd", "300.0", "200.0", "1.50", "2.00"],
+    ]
+
+
+# === The table of neuron selectivity ===
+
+
+def test_selectivity_is_of_all_stages():
+    """The maps of the common pair: 56 MiB for 64 images, in float32."""
+    shapes = selectivity.shapes_of("resnet8x4", "resnet32x4")
+    maps = [(32, 32, 64), (16, 16, 128), (8, 8, 256)]
+    assert shapes == [(shape, shape) for shape in maps]
+    assert selectivity.input_bytes(shapes, 64) == 56 * 2**20
+
+
+@pytest.mark.parametrize("mode", selectivity.MODES)
+def test_selectivity_steps_sum_the_stages(mode):
+    """Against the formula, at a third of the size."""
+    shapes = [((4, 4, 3), (4, 4, 5)), ((2, 2, 6), (2, 2, 7))]
+    rng = np.random.default_rng(0)
+    students, teachers = (
+        [rng.random((2, *shape), np.float32) for shape in maps]
+        for maps in zip(*shapes, strict=True)
+    )
+    expected = sum(
+        np.mean(reference_baselines.neuron_selectivity(t, s))
+        for t, s in zip(teachers, students, strict=True)
+    )
+    value, gradients = selectivity.step_of(mode, shapes, 2)()
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    assert len(gradients) == 2
+    assert np.all(np.array(gradients) != 0)
+
+
+def test_selectivity_table_leaves_out_unknown_memory():
+    seconds = {"graph": np.array([0.1, 0.3, 0.2]), "XLA": np.array([0.4])}
+    table = selectivity.table_of(seconds, {"XLA": 2**20 * 5}, 2**21)
+    assert cells(table) == [
+        ["graph", "200.0", "100.0", "", "", "2"],
+        ["XLA", "400.0", "400.0", "5", "100", "2"],
+    ]
+
+
+def test_prints_the_selectivity_of_small_networks(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "STATUS", pathlib.Path("nowhere"))
+    assert benchmark.main(["--table", "nst", "--smoke"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("resnet8 beside resnet14, batch 4, maps [((32, 32,")
+    rows = cells(out.split("\n\n")[1])
+    assert [row[0] for row in rows] == ["graph", "XLA"]
+    assert [row[3] for row in rows] == ["", ""]
+
+
+def _allocate(kept, count):
+    """Keeps `kept` MiB; its step takes `count` times 32 MiB in turn."""
+    block = np.ones(kept * 2**17)
+
+    def step():
+        for _ in range(count):
+            np.ones(32 * 2**17)
+        return block
+
+    return step
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="Linux only")
+def test_added_memory_is_what_is_alive_at_a_time():
+    """Not what was there before, nor what is taken again and again."""
+    before = {name: os.environ.get(name) for name in memory._RETURNS_MEMORY}
+    peak = memory.added(_allocate, 64, 8) - memory.added(_allocate, 64, 0)
+    assert abs(peak / 2**20 - 32) < 4
+    assert before == {name: os.environ.get(name) for name in before}
+
+
+# === Timing ===
 
 
 def test_steps_run_in_turn():

@@ -213,6 +213,10 @@ def test_writes_a_whole_run_and_nothing_beside_it(run):
 def test_config_holds_every_option(run):
     assert read_config(run)["options"] == {
         "dataset": "digits",
+        "data_dir": None,
+        "download": False,
+        "image_size": None,
+        "skip_corrupt": False,
         "epochs": 3,
         "stage_epochs": 1,
         "batch_size": 25,

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from prepared import photograph
 
 from tfkd import data
 
@@ -76,6 +77,34 @@ def test_crd_prints_the_last_epoch_and_the_best(tmp_path, capsys):
     assert best == max(epochs, key=float) == epochs[int(epoch) - 1]
 
 
+def test_trains_on_a_folder_of_photographs(tmp_path, capsys):
+    """One of 24 is corrupt; tenths of 11 and 12 are one each."""
+    for part, number in (("train", 12), ("test", 2)):
+        for name in ("a", "b"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for i in range(number):
+                file = tmp_path / "pets" / part / name / f"{i:02}.jpg"
+                file.write_bytes(photograph(20 * i))
+    (tmp_path / "pets" / "train" / "a" / "11.jpg").write_bytes(b"damaged")
+    argv = ["--dataset", f"folder:{tmp_path / 'pets'}", "--image-size", "32"]
+    assert "11.jpg" in refused(argv, capsys)
+    output = tmp_path / "pets.keras"
+    argv = [*TINY, *argv, "--skip-corrupt", "--output", str(output)]
+    assert train.main(argv) == 0
+    assert (
+        "8 training, 2 validation, 4 test images of shape (32, 32, 3); "
+        "1 corrupt ones left out"
+    ) in capsys.readouterr().out
+    assert keras.saving.load_model(output).input_shape == (None, 32, 32, 3)
+
+
+def test_missing_data_are_refused_in_one_line(tmp_path, capsys, no_training):
+    line = refused(
+        ["--dataset", "cifar100", "--data-dir", str(tmp_path)], capsys
+    )
+    assert f"No prepared data of 'cifar100' in {tmp_path / 'cifar100'}" in line
+
+
 def test_seed_decides_the_weights():
     digits = data.load("digits", batch_size=8)
     first, same, other = (
@@ -119,6 +148,8 @@ def test_overwrite_replaces_the_file_at_the_end(tmp_path, monkeypatch):
     [
         (["--network", "vgg"], r"--network.*'vgg4', 'vgg9'.*Did you mean"),
         (["--dataset", "digit"], r"--dataset.*'digits'"),
+        (["--image-size", "8"], r"--dataset.*`image_size`.*is only for"),
+        (["--download"], r"--dataset.*`download`.*is only for"),
         (["--width", "-1"], r"--width: expected a finite number > 0"),
         (["--epochs", "0"], r"--epochs: expected an integer >= 1"),
         (["--seed", "-1"], r"--seed: expected an integer from 0 to"),

@@ -173,6 +173,10 @@ class Source(NamedTuple):
         origin: Where the examples come from, for error messages.
         validation: Such that the source sets apart, or None; not without
             `test`.
+        held_out: Indices of `train` to validate on where the source sets
+            nothing apart, ascending; None for a tenth at random. Not without
+            `test`.
+        test_options: What `batches` of the test split takes besides.
         skipped: Names of corrupt images that were left out.
     """
 
@@ -181,6 +185,8 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     origin: str
     validation: Any = None
+    held_out: np.ndarray | None = None
+    test_options: dict[str, Any] | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -235,21 +241,19 @@ def assemble(
     set_apart = [
         part for part in (source.validation, source.test) if part is not None
     ]
-    fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
-    split = stratified_split(
-        source.train.labels, fractions[: 2 - len(set_apart)]
-    )
+    if source.held_out is None:
+        fractions = (_VALIDATION_FRACTION, _TEST_FRACTION)
+        split = stratified_split(
+            source.train.labels, fractions[: 2 - len(set_apart)]
+        )
+    else:
+        every = np.arange(len(source.train.labels))
+        split = [np.setdiff1d(every, source.held_out), source.held_out]
     train, validation, test = [
         *(source.train.take(indices) for indices in split),
         *set_apart,
     ]
-    if not all(len(part.labels) for part in (train, validation, test)):
-        raise ValueError(
-            f"Too few examples in {source.origin}. Expected at least one in "
-            f"each split. Received: {len(train.labels)} for training, "
-            f"{len(validation.labels)} for validation, {len(test.labels)} for "
-            "testing"
-        )
+    _check_sizes(train, validation, test, source.origin)
 
     mean, std = train.moments()
     if not np.all(std > 0):
@@ -268,6 +272,10 @@ def assemble(
             _only(part, classes, num_classes)
             for part in (train, validation, test)
         )
+        names = ", ".join(class_names)
+        _check_sizes(
+            train, validation, test, f"{source.origin}, classes {names}"
+        )
     if examples_per_class is not None:
         train = train.take(
             _stratified_subset(
@@ -285,7 +293,7 @@ def assemble(
         name=name,
         train=train.batches(shuffle_seed=seed, augment=augment, **shared),
         validation=validation.batches(**shared),
-        test=test.batches(**shared),
+        test=test.batches(**shared, **(source.test_options or {})),
         num_classes=len(class_names),
         input_shape=train.input_shape,
         class_names=class_names,
@@ -395,6 +403,17 @@ def _check_classes(classes, num_classes):
             f"Received: classes={classes!r}"
         )
     return tuple(map(int, labels))
+
+
+def _check_sizes(train, validation, test, origin):
+    """Refuses an empty split."""
+    if not all(len(part.labels) for part in (train, validation, test)):
+        raise ValueError(
+            f"Too few examples in {origin}. Expected at least one in each "
+            f"split. Received: {len(train.labels)} for training, "
+            f"{len(validation.labels)} for validation, {len(test.labels)} for "
+            "testing"
+        )
 
 
 def _check_labels(labels, num_classes, origin):

@@ -35,7 +35,7 @@ class Files:
                 reshuffle_each_iteration=True,
             )
         return places.map(
-            lambda place: (tf.io.read_file(paths[place]), place),
+            lambda place: (tf.io.read_file(paths[place]), paths[place], place),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -100,7 +100,7 @@ def read(folder, *, side, ten_crop, skip_corrupt):
     if corrupt:
         photographs.warn_of(corrupt)
 
-    def part(name, **options):
+    def part(name):
         classes = [
             [path for path in parts[name][label] if path not in corrupt]
             for label in class_names
@@ -117,13 +117,13 @@ def read(folder, *, side, ten_crop, skip_corrupt):
             np.arange(sum(sizes)),
             Files([path for found in classes for path in found]),
             side,
-            **options,
         )
 
     return dataset.Source(
         train=part("train"),
         validation=part("validation") if "validation" in parts else None,
-        test=part("test", ten_crop=ten_crop),
+        test=part("test"),
+        test_options={"ten_crop": ten_crop},
         class_names=class_names,
         origin=str(folder),
         skipped=tuple(map(str, corrupt)),
@@ -168,7 +168,7 @@ def _visible(folder, root):
     for path in paths:
         if not path.resolve().is_relative_to(root):
             raise ValueError(
-                f"{path} is a link that leads out of {root}, to "
+                f"{path} leads out of {root} by a link, to "
                 f"{path.resolve()}. Copy what it stands for into the folder"
             )
     return paths

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ _EDGE_PER_SIDE = 256 / 224
 # What networks for ImageNet are commonly trained with, in units of 0 to 255.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
+# What TensorFlow adds to an error's text.
+_NODE = re.compile(r"{{.*?}}|\[Op:.*")
 # Corrupt photographs that a message names.
 _NAMED = 5
 
@@ -30,18 +33,16 @@ class Photographs:
         numbers: The examples' numbers for `reader`, ascending, int64
             `[examples]`.
         reader: Has `read(numbers, shuffle_seed)`, which gives a
-            `tf.data.Dataset` of the encoded photographs, strings, each with
-            its place in `numbers`, int64; in order for a seed of None, else
-            in a new order in every pass.
+            `tf.data.Dataset` of the encoded photographs and their names,
+            strings, each with its place in `numbers`, int64; in order for a
+            seed of None, else in a new order in every pass.
         side: Of the crops, in pixels.
-        ten_crop: Whether to serve ten crops of each photograph.
     """
 
     labels: np.ndarray
     numbers: np.ndarray
     reader: Any
     side: int = SIDE
-    ten_crop: bool = False
 
     @property
     def input_shape(self):
@@ -77,6 +78,7 @@ class Photographs:
         index,
         augment=False,
         shuffle_seed=None,
+        ten_crop=False,
     ):
         """Batches of standardised crops with their labels.
 
@@ -87,6 +89,8 @@ class Photographs:
             index: Whether labels are records with the example's number.
             augment: Whether crops are random, by `shuffle_seed`.
             shuffle_seed: Seeds a new order every epoch; None keeps the order.
+            ten_crop: Whether to serve ten crops of each photograph; not
+                with `augment`.
 
         Returns:
             A `tf.data.Dataset` of `(x, y)`, float32 `[batch, side, side, 3]`,
@@ -98,11 +102,14 @@ class Photographs:
             mean = tf.constant(mean, tf.float32)
             std = tf.constant(std, tf.float32)
 
-        def example(content, place, seed=None):
-            image = shrink(decode(content), self.side)
+        def example(content, name, place, seed=None):
+            pixels = tf.numpy_function(
+                _decode_or_name, [content, name], tf.uint8, stateful=False
+            )
+            image = shrink(tf.ensure_shape(pixels, (None, None, 3)), self.side)
             if seed is not None:
                 crops = random_crop(image, self.side, seed)
-            elif self.ten_crop:
+            elif ten_crop:
                 crops = ten_crops(image, self.side)
             else:
                 crops = center_crop(image, self.side)
@@ -207,6 +214,24 @@ def ten_crops(image, side):
     return tf.concat([crops, crops[:, :, ::-1]], axis=0)
 
 
+def _decode_or_name(content, name):
+    """The pixels of a photograph; an error names it."""
+    try:
+        with tf.device("CPU:0"):
+            return decode(content).numpy()
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"Corrupt photograph {name.decode()} ({_reason(error)}). Replace "
+            "or delete it, or load with skip_corrupt=True"
+        ) from None
+
+
+def _reason(error):
+    """What is wrong, without what TensorFlow adds to the text."""
+    text = getattr(error, "message", None) or str(error)
+    return " ".join(_NODE.sub("", text).split())
+
+
 def find_corrupt(items, content_of):
     """Those items that cannot be decoded, with the reason.
 
@@ -225,8 +250,7 @@ def find_corrupt(items, content_of):
                 return "it is empty"
             decode(content)
         except (tf.errors.OpError, OSError) as error:
-            text = getattr(error, "message", str(error)).split("[Op:")[0]
-            return " ".join(text.split())
+            return _reason(error)
         return None
 
     with tf.device("CPU:0"), concurrent.futures.ThreadPoolExecutor() as pool:

@@ -13,7 +13,7 @@ from tfkd.data import dataset, photographs
 _VALIDATION_FRACTION = 0.1
 # Encoded photographs, about 0.1 MB each: as many are shuffled at once, and a
 # training split of no more is read from disk only once.
-_BUFFER = 8192
+BUFFER = 8192
 # Files that are read at once.
 _FILES = 16
 _BATCH = 1024
@@ -105,19 +105,20 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
     """
     builder = _builder(name, data_dir, download)
     train, test = (
-        _Stored(builder, split, skip_corrupt)
+        _scan(builder, split, skip_corrupt)
         for split in ("train", _ENTRIES[name].test)
     )
-    chosen = _first_of_each_class(train.labels, _VALIDATION_FRACTION)
+    corrupt = {**train.corrupt, **test.corrupt}
+    if corrupt:
+        photographs.warn_of(corrupt)
     return dataset.Source(
-        train=train.photographs(np.flatnonzero(~chosen), side=side),
-        validation=train.photographs(np.flatnonzero(chosen), side=side),
-        test=test.photographs(
-            np.arange(len(test.labels)), side=side, ten_crop=ten_crop
-        ),
+        train=train.photographs(side),
+        held_out=_first_of_each_class(train.labels, _VALIDATION_FRACTION),
+        test=test.photographs(side),
+        test_options={"ten_crop": ten_crop},
         class_names=_class_names(builder),
         origin=name,
-        skipped=(*train.skipped, *test.skipped),
+        skipped=tuple(corrupt),
     )
 
 
@@ -132,8 +133,8 @@ def _builder(name, data_dir, download):
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"The dataset {name!r} needs TensorFlow Datasets. Install it: "
-            'pip install "tfkd[data]"'
+            f"The dataset {name!r} needs TensorFlow Datasets. Install it: pip "
+            "install tensorflow-datasets importlib_resources"
         ) from error
     entry = _ENTRIES[name]
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT
@@ -206,7 +207,7 @@ def _read_all(builder, split, mirrors):
 
 
 def _first_of_each_class(labels, fraction):
-    """Which examples are among the first of their class.
+    """The examples that are among the first of their class.
 
     What is stored is in random order, and what comes first can be read
     without the rest.
@@ -216,13 +217,24 @@ def _first_of_each_class(labels, fraction):
         fraction: Share of each class, rounded to the nearest integer.
 
     Returns:
-        Booleans `[examples]`.
+        Indices, ascending.
     """
-    chosen = np.zeros(len(labels), bool)
+    chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        chosen[members[: round(fraction * len(members))]] = True
-    return chosen
+        chosen.append(members[: round(fraction * len(members))])
+    return np.sort(np.concatenate(chosen))
+
+
+_scans = {}
+
+
+def _scan(builder, split, skip_corrupt):
+    """A `_Stored`, made once in a process, for it may take minutes."""
+    key = (str(builder.data_dir), split, skip_corrupt)
+    if key not in _scans:
+        _scans[key] = _Stored(builder, split, skip_corrupt)
+    return _scans[key]
 
 
 class _Stored:
@@ -239,37 +251,36 @@ class _Stored:
     Attributes:
         labels: Integers `[examples]`, without what is left out.
         numbers: The examples' numbers, ascending.
-        skipped: Names of what is left out, a tuple of strings.
+        corrupt: What is left out, dict, name -> reason.
     """
 
     def __init__(self, builder, split, skip_corrupt):
         self.builder = builder
         self.split = split
-        names, labels, corrupt = [], [], {}
-        examples = self._open(split)
-        for batch in examples.batch(_BATCH).as_numpy_iterator():
-            found = [name.decode() for name in batch["tfds_id"]]
-            names += found
-            labels.append(batch["label"])
-            if skip_corrupt:
-                contents = dict(zip(found, batch["image"], strict=True))
-                corrupt |= photographs.find_corrupt(contents, contents.get)
-        shards = np.array([_place(name)[0] for name in names])
-        sizes = np.bincount(shards)
+        self.corrupt = {}
+        names, labels = [], []
+        keys = ("tfds_id", "label", *(("image",) if skip_corrupt else ()))
+        examples = self._open(split).map(
+            lambda example: tuple(example[key] for key in keys)
+        )
+        for found, label, *images in examples.batch(_BATCH).as_numpy_iterator():
+            names += [name.decode() for name in found]
+            labels.append(label)
+            for content in images:
+                contents = dict(
+                    zip(names[-len(content) :], content, strict=True)
+                )
+                self.corrupt |= photographs.find_corrupt(contents, contents.get)
+        sizes = np.bincount([_file_of(name) for name in names])
         self.starts = np.cumsum(sizes) - sizes
         self.total = len(names)
-        sound = np.array([name not in corrupt for name in names])
+        sound = np.array([name not in self.corrupt for name in names])
         self.numbers = np.flatnonzero(sound)
         self.labels = np.concatenate(labels)[sound]
-        self.skipped = tuple(corrupt)
-        if corrupt:
-            photographs.warn_of(corrupt)
 
-    def photographs(self, chosen, **options):
-        """The examples at `chosen`, ascending, as `Photographs`."""
-        return photographs.Photographs(
-            self.labels[chosen], self.numbers[chosen], self, **options
-        )
+    def photographs(self, side):
+        """All of them, as `photographs.Photographs` with crops of `side`."""
+        return photographs.Photographs(self.labels, self.numbers, self, side)
 
     def read(self, numbers, shuffle_seed):
         """As `photographs.Photographs` wants it."""
@@ -289,19 +300,19 @@ class _Stored:
             offset = tf.strings.regex_replace(name, _NAME.pattern, r"\2")
             shard = tf.strings.to_number(shard, tf.int64)
             offset = tf.strings.to_number(offset, tf.int64)
-            return example["image"], places[starts[shard] + offset]
+            return example["image"], name, places[starts[shard] + offset]
 
         examples = (
             self._open(split, shuffle_seed)
             .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
-            .filter(lambda _, place: place >= 0)
+            .filter(lambda content, name, place: place >= 0)
         )
         if shuffle_seed is None:
             return examples
-        if len(numbers) <= _BUFFER:
+        if len(numbers) <= BUFFER:
             examples = examples.cache()
         return examples.shuffle(
-            min(len(numbers), _BUFFER),
+            min(len(numbers), BUFFER),
             seed=shuffle_seed,
             reshuffle_each_iteration=True,
         )
@@ -327,6 +338,6 @@ class _Stored:
         )
 
 
-def _place(name):
-    """The number of the file, and the place in it, of an example's name."""
-    return tuple(map(int, _NAME.fullmatch(name).groups()))
+def _file_of(name):
+    """The number of the file that holds the example of this name."""
+    return int(_NAME.fullmatch(name)[1])

@@ -11,8 +11,11 @@ from tfkd.matches.jacobian import (
 )
 from tfkd.matches.match import Match
 from tfkd.matches.variational import VariationalMatch
+from tfkd.matches.weights import L2, L2SP
 
 __all__ = [
+    "L2",
+    "L2SP",
     "AttentionJacobianMatch",
     "BaseMatch",
     "ContrastiveMatch",

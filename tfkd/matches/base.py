@@ -33,11 +33,17 @@ class BaseMatch(keras.layers.Layer):
 
     Attributes:
         needs_teacher: Whether a teacher must be there.
+        observes_teacher: Whether it looks at the teacher's pass: every match
+            that needs one, but for those that compare weights.
         averages_teachers: Whether it makes sense of the mean of several
             teachers' signals.
         supports_replicas: Whether several replicas can train it together.
         trains_student: Whether the student learns by it, or only what the
             match itself has to train.
+        reads_outputs: Whether it compares the student's outputs, not only
+            features.
+        labels_outputs: Whether it takes the labels for numbers of the
+            outputs that it compares.
         needs_labels: Whether labels must be there.
         needs_index: Whether training data must number their examples.
         num_examples: Number of examples that it knows, or None for any.
@@ -58,6 +64,8 @@ class BaseMatch(keras.layers.Layer):
     averages_teachers = True
     supports_replicas = True
     trains_student = True
+    reads_outputs = False
+    labels_outputs = False
     needs_labels = False
     needs_index = False
     num_examples = None
@@ -75,6 +83,11 @@ class BaseMatch(keras.layers.Layer):
         )
         self.weight = check_weight(weight, "weight")
         self._owners = _Owners()
+
+    @property
+    def observes_teacher(self):
+        """Whether it looks at the teacher's pass."""
+        return self.needs_teacher
 
     def claim(self, student, *teachers):
         """Makes the match that of one student and its teachers.

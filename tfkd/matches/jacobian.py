@@ -139,6 +139,8 @@ class OutputGradientMatch(InputGradientMatch):
         ValueError: If an argument is invalid.
     """
 
+    reads_outputs = True
+
     def __init__(
         self,
         *,
@@ -177,6 +179,11 @@ class OutputGradientMatch(InputGradientMatch):
     def needs_labels(self):
         """Whether the true class is asked for."""
         return self.of == "label" and self.num_projections is None
+
+    @property
+    def labels_outputs(self):
+        """Whether the true class is asked for."""
+        return self.needs_labels
 
     @property
     def differentiates_teacher_twice(self):
@@ -676,6 +683,7 @@ class InputNoiseMatch(BaseMatch):
     """
 
     has_own_pass = True
+    reads_outputs = True
 
     def __init__(self, stddev, loss=None, *, seed=0, weight=1.0, name=None):
         super().__init__(weight=weight, name=name)

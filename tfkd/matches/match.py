@@ -55,6 +55,11 @@ class PairedMatch(BaseMatch):
         """Names of the teacher's layers that are read."""
         return [name for _, name in self.pairs if name is not None]
 
+    @property
+    def reads_outputs(self):
+        """Whether the outputs are among the student's places."""
+        return any(name is None for name, _ in self.pairs)
+
     def observe(self, teacher, *, training=False):
         """The raw signals of the teacher, with their masks if they have."""
         signals = []
@@ -169,6 +174,16 @@ class Match(PairedMatch):
     def needs_labels(self):
         """Whether the loss asks for them."""
         return "labels" in _signals(self.loss)
+
+    @property
+    def reads_outputs(self):
+        """Whether the outputs are a place, or the loss asks for them."""
+        return super().reads_outputs or "outputs" in _signals(self.loss)
+
+    @property
+    def labels_outputs(self):
+        """Whether the loss asks for both."""
+        return {"outputs", "labels"} <= {*_signals(self.loss)}
 
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; builds the projectors."""

@@ -22,8 +22,9 @@ import difflib
 from tfkd.arguments import check_count, check_positive
 from tfkd.models import cifar_resnet, resnet, shufflenet_v2, vgg, wide_resnet
 from tfkd.models.heads import with_head
+from tfkd.models.views import average_views
 
-__all__ = ["NAMES", "build", "with_head"]
+__all__ = ["NAMES", "average_views", "build", "with_head"]
 
 # A family joins with one line: its names, and the function that builds them.
 _BUILDERS = {
