@@ -1,5 +1,7 @@
 """ContrastiveMatch: an example's two embeddings, against those of others."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -130,12 +132,12 @@ class ContrastiveMatch(PairedMatch):
             )
             self.student_bank = self._add_bank("student_bank", dtype)
             self.teacher_bank = self._add_bank("teacher_bank", dtype)
-            self.constants = self.add_weight(
+            self.log_constants = self.add_weight(
                 shape=(2,),
-                initializer="zeros",
+                initializer=keras.initializers.Constant(-math.inf),
                 trainable=False,
                 dtype=dtype,
-                name="constants",
+                name="log_constants",
             )
         projected(self.student_embedding, source)
         projected(self.teacher_embedding, target)
@@ -186,16 +188,17 @@ class ContrastiveMatch(PairedMatch):
         ):
             own = other if index is None else tf.gather(bank, index)
             scores = self._scores(z, bank, tf.stop_gradient(own), drawn)
-            constant = self.constants[side]
+            constant = self.log_constants[side]
             constant = tf.where(
-                constant > 0,
+                constant > -math.inf,
                 constant,
-                self.num_examples * tf.reduce_mean(tf.stop_gradient(scores)),
+                math.log(self.num_examples)
+                + _log_mean(tf.stop_gradient(scores)),
             )
             constants.append(constant)
-            values.append(self._estimation(scores / constant))
+            values.append(self._estimation(scores - constant))
         if training:
-            self.constants.assign(tf.stack(constants))
+            self.log_constants.assign(tf.stack(constants))
             self._remember(self.student_bank, index, ours)
             self._remember(self.teacher_bank, index, theirs)
         return reduce_values(
@@ -205,7 +208,7 @@ class ContrastiveMatch(PairedMatch):
         )
 
     def _scores(self, z, bank, own, drawn):
-        """Scores before division by Z.
+        """Logarithms of the scores before division by Z.
 
         Args:
             z: Embeddings, `[batch, dimensions]`.
@@ -224,14 +227,21 @@ class ContrastiveMatch(PairedMatch):
             ],
             axis=-1,
         )
-        return tf.exp(similarity / self.temperature)
+        return similarity / self.temperature
 
     def _estimation(self, scores):
-        """Minus the log-likelihood that own and drawn are told apart."""
+        """Minus the log-likelihood that own and drawn are told apart.
+
+        With `c = K/N + 1e-7` its terms are `log(1 + c/p)` for the own place
+        and `log(1 + p/c) + log(c N/K)` for the drawn, which stay finite where
+        a low temperature takes p out of the range of floats.
+        """
         noise = self.negatives / self.num_examples
-        own, drawn = scores[:, 0], scores[:, 1:]
-        return -tf.math.log(own / (own + noise + _EPSILON)) - tf.reduce_sum(
-            tf.math.log(noise / (drawn + noise + _EPSILON)), axis=-1
+        scores -= math.log(noise + _EPSILON)  # log(p / c)
+        return (
+            tf.nn.softplus(-scores[:, 0])
+            + tf.reduce_sum(tf.nn.softplus(scores[:, 1:]), axis=-1)
+            + self.negatives * math.log1p(_EPSILON / noise)
         )
 
     def _remember(self, bank, index, z):
@@ -353,6 +363,12 @@ class OtherClasses:
         keys = tf.where(own, tf.constant(-1), keys)
         # The places of the largest of random keys are a random subset.
         return tf.math.top_k(keys, count, sorted=False).indices
+
+
+def _log_mean(logs):
+    """`log(mean(exp(logs)))` over all entries."""
+    count = tf.cast(tf.size(logs), logs.dtype)
+    return tf.reduce_logsumexp(logs) - tf.math.log(count)
 
 
 def _random_directions(shape, dtype=None):
