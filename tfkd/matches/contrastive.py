@@ -67,8 +67,11 @@ class ContrastiveMatch(PairedMatch):
 
     Raises:
         ValueError: If an argument is invalid; when bound, if a signal is no
-            vector; in a step of training, if the data have no index; when
-            a Distiller of several replicas is constructed or compiled.
+            vector; in a step of training, if the data have no index; in
+            `fit`, if an index is out of range or the data's labels are not
+            `labels` at their index; when a Distiller of several replicas is
+            constructed or compiled. For a `tf.data.Dataset`
+            InvalidArgumentError in the step.
 
     Example:
 
@@ -113,9 +116,14 @@ class ContrastiveMatch(PairedMatch):
         self.teacher_embedding = None
 
     @property
+    def example_labels(self):
+        """As given: `fit` checks the data's by them."""
+        return self._classes.labels
+
+    @property
     def num_examples(self):
         """The number N of training examples."""
-        return len(self._classes.labels)
+        return len(self.example_labels)
 
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; builds the embeddings and the banks."""
@@ -171,7 +179,9 @@ class ContrastiveMatch(PairedMatch):
             strategy = tf.distribute.get_strategy()
             self.require_replicas(strategy.num_replicas_in_sync)
             index = tf.cast(tf.reshape(student.index, [-1]), tf.int32)
-            classes = self._classes.of(index, student.labels)
+            classes = tf.gather(
+                tf.constant(self.example_labels, tf.int32), index
+            )
         else:
             classes = _sparse(student.labels, self)
         drawn = self._classes.draw(
@@ -264,7 +274,7 @@ class ContrastiveMatch(PairedMatch):
         """As `BaseMatch.get_config`."""
         return {
             **super().get_config(),
-            "labels": self._classes.labels.tolist(),
+            "labels": self.example_labels.tolist(),
             "at": [list(self.pairs[0])],
             "dimensions": self.dimensions,
             "negatives": self.negatives,
@@ -294,31 +304,6 @@ class OtherClasses:
         self._ends = np.append(np.cumsum(members), len(labels))
         self._others = len(labels) - np.append(members, 0)
         self._order = np.argsort(labels, kind="stable")
-
-    def of(self, index, given):
-        """The classes of examples, `[batch]`.
-
-        Args:
-            index: Their numbers, `[batch]`.
-            given: Their labels in the data, which must be the same.
-        """
-        classes = tf.gather(tf.constant(self.labels, tf.int32), index)
-        if _is_sparse(given):
-            given = tf.cast(tf.reshape(given, [-1]), tf.int32)
-            check = tf.debugging.Assert(
-                tf.reduce_all(given == classes),
-                [
-                    "Labels of the data differ from `labels` of the "
-                    "ContrastiveMatch. Give it those of the training data, in "
-                    "the order of their index. Index, labels, `labels`:",
-                    index,
-                    given,
-                    classes,
-                ],
-            )
-            with tf.control_dependencies([] if check is None else [check]):
-                return tf.identity(classes)
-        return classes
 
     def draw(self, classes, count, seed):
         """Draws anew for each row, uniformly.
