@@ -266,8 +266,11 @@ class StudentTrainer(keras.Model):
 
         Raises:
             ValueError: If the data are empty, not batched, of another shape
-                than a network takes, or hold labels out of range.
+                than a network takes, or hold labels out of range; if what a
+                match needs has not been trained.
         """
+        for match in self.matches:
+            match.require_ready()
         x = self._checked(x, y, known=self._example_labels())
         if class_weight is not None:
             x, sample_weight, class_weight = with_class_weight(

@@ -131,6 +131,9 @@ class BaseMatch(keras.layers.Layer):
                 "that of a strategy of one device."
             )
 
+    def require_ready(self):
+        """Hook: raises a ValueError if `fit` would be too early."""
+
     def bind(self, *, student, teacher):
         """Checks that the networks can be compared; builds what is missing.
 
