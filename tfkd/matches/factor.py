@@ -267,7 +267,7 @@ class FactorMatch(PairedMatch):
 
     def require_ready(self):
         """Raises if the paraphraser has never been trained."""
-        if int(self.paraphraser.steps) == 0:
+        if int(self.paraphraser.steps.numpy()) == 0:
             raise ValueError(
                 f"The paraphraser of match '{self.name}' has not been trained."
                 " First fit a Distiller with matches=[ParaphraserMatch(at, "
