@@ -1220,6 +1220,36 @@ def test_an_interrupted_run_is_resumed_bit_for_bit(
     _assert_all_close(run("killed"), run("whole"), rtol=0)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_stage_that_does_not_reach_the_logits_is_resumed(
+    make_network, images, tmp_path, eager
+):
+    """The optimizer's state is saved and read for all variables alike."""
+    networks = make_network(seed=1, name="student"), make_network(seed=2)
+    distiller = tfkd.Distiller(
+        student=networks[0],
+        teacher=networks[1],
+        matches=[tfkd.Match("mse", at="stage1")],
+        label_weight=0.0,
+    )
+    distiller.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), _loss(), run_eagerly=eager
+    )
+    distiller.train_on_batch(*images)
+    distiller.save(tmp_path / "distiller.keras")
+    again = tfkd.Distiller.load(
+        tmp_path / "distiller.keras", teacher=networks[1]
+    )
+    one, two = distiller.optimizer.variables, again.optimizer.variables
+    assert len(one) == len(two)
+    for saved, read in zip(one, two, strict=True):
+        np.testing.assert_array_equal(read, saved)
+    assert int(again.optimizer.iterations) == 1
+    for trainer in (distiller, again):
+        trainer.train_on_batch(*images)
+    _assert_all_close(_weights(again), _weights(distiller), rtol=0)
+
+
 def test_named_inputs_may_come_in_any_order():
     b, a = keras.Input((8,), name="b"), keras.Input((4,), name="a")
     x = keras.layers.Concatenate()([b, a])

@@ -6,8 +6,14 @@ import tensorflow as tf
 
 from tfkd.records import unpack
 
+_OTHER_LABELS = (
+    "Labels of the data differ from `labels` of the ContrastiveMatch. Give it "
+    "those of the training data, in the order of their index. Index, label, "
+    "known:"
+)
 
-def check_data(x, y, *, outlines, classes, examples=None):
+
+def check_data(x, y, *, outlines, classes, known=()):
     """Refuses data that no step could use.
 
     Args:
@@ -17,7 +23,8 @@ def check_data(x, y, *, outlines, classes, examples=None):
         outlines: `Outline`s of the networks that will be given x.
         classes: Number of classes that sparse labels are to be below, or
             None.
-        examples: Number that the examples' indices are to be below, or None.
+        known: List of the examples' classes by their index, integers `[N]`
+            each: indices are to be below N, sparse labels equal to these.
 
     Returns:
         `x`; of a dataset with sparse labels or indices, one that checks them
@@ -25,7 +32,8 @@ def check_data(x, y, *, outlines, classes, examples=None):
 
     Raises:
         ValueError: If the data are empty, not batched, of another shape than
-            a network takes, or hold labels or indices out of range.
+            a network takes, hold labels or indices out of range, or labels
+            that are not the known ones.
     """
     if isinstance(x, tf.data.Dataset):
         if x.cardinality().numpy() == 0:
@@ -33,9 +41,9 @@ def check_data(x, y, *, outlines, classes, examples=None):
         specs = x.element_spec
         _require_shapes(specs[0] if _is_pair(specs) else specs, outlines)
         label, index, _ = unpack(specs[1] if _is_pair(specs) else None)
-        if examples is not None and index is not None:
+        if known and index is not None:
             x = x.map(
-                lambda *batch: _with_checked_index(batch, examples),
+                lambda *batch: _with_checked_index(batch, known),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
@@ -58,8 +66,8 @@ def check_data(x, y, *, outlines, classes, examples=None):
         _require_shapes(x, outlines)
         if classes is not None and hasattr(y, "shape"):
             _require_labels(np.asarray(y), classes)
-        if examples is not None and index is not None:
-            _require_index(np.asarray(index), examples)
+        if known and index is not None:
+            _require_index(np.asarray(index), np.asarray(y), known)
     return x
 
 
@@ -84,25 +92,54 @@ def _with_checked_labels(batch, classes):
         return (x, record._replace(label=tf.identity(y)).pack(), *rest)
 
 
-def _with_checked_index(batch, examples):
+def _with_checked_index(batch, known):
     """The batch, whose indices fail in the pipeline if they are wrong."""
     x, y, *rest = batch
     record = unpack(y)
     index = tf.cast(record.index, tf.int64)
-    check = tf.debugging.Assert(
-        tf.reduce_all((index >= 0) & (index < examples)),
-        [f"Indices out of range: expected 0 to {examples - 1}, got", index],
-    )
-    with tf.control_dependencies([check]):
+    label, checks = record.label, []
+    for labels in known:
+        last = len(labels) - 1
+        in_range = tf.reduce_all((index >= 0) & (index <= last))
+        message = f"Indices out of range: expected 0 to {last}, got"
+        check = tf.debugging.Assert(in_range, [message, index])
+        checks.append(check)
+        if _is_sparse(getattr(label, "shape", None)):
+            with tf.control_dependencies([check]):
+                expected = tf.gather(tf.constant(labels), _flat(index))
+            equal = tf.cast(_flat(label), expected.dtype) == expected
+            details = [_OTHER_LABELS, index, label, expected]
+            checks.append(tf.debugging.Assert(tf.reduce_all(equal), details))
+    with tf.control_dependencies(checks):
         return (x, record._replace(index=tf.identity(index)).pack(), *rest)
 
 
-def _require_index(index, examples):
-    if index.min() < 0 or index.max() >= examples:
-        raise ValueError(
-            f"Indices out of range: expected 0 to {examples - 1}. "
-            f"Received indices from {index.min()} to {index.max()}."
-        )
+def _require_index(index, y, known):
+    for labels in known:
+        if index.min() < 0 or index.max() >= len(labels):
+            raise ValueError(
+                f"Indices out of range: expected 0 to {len(labels) - 1}. "
+                f"Received indices from {index.min()} to {index.max()}."
+            )
+        if _is_sparse(y.shape):
+            index = index.astype(np.int64).ravel()
+            wrong = np.flatnonzero(y.ravel() != labels[index])
+            if wrong.size:
+                first = wrong[0]
+                raise ValueError(
+                    f"{_OTHER_LABELS} {index[first]}, {y.ravel()[first]}, "
+                    f"{labels[index[first]]}"
+                )
+
+
+def _is_sparse(shape):
+    """Whether labels of this shape are one number an example."""
+    shape = tf.TensorShape(shape)
+    return shape.rank == 1 or (shape.rank == 2 and shape[-1] == 1)
+
+
+def _flat(tensor):
+    return tf.reshape(tensor, [-1])
 
 
 def _require_labels(y, classes):

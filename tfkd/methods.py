@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 
 from tfkd import losses
+from tfkd.arguments import check_count
 from tfkd.matches import (
     L2,
     L2SP,
@@ -74,8 +75,8 @@ class Description(NamedTuple):
         weight: Its published weight, and that of labels where it is not 1.
         needs: What it needs beside images and a teacher: "labels",
             "indices", "a stage before", "a source head" or "its own start"
-            (of a Transferer), "" for nothing. The label loss is not meant,
-            which every method has.
+            (of a Transferer), several with commas, "" for nothing. The label
+            loss is not meant, which every method has.
     """
 
     name: str
@@ -687,14 +688,19 @@ def _ft(student, teacher, *, at=None, stage_epochs=30, weight=200.0):
         at = (_last_map(student), _last_map(teacher))
     factor = FactorMatch(at, weight=weight, name="ft")
     paraphraser = ParaphraserMatch(at, paraphraser=factor.paraphraser)
-    return [Stage("ft", [paraphraser], 0.0, stage_epochs), factor]
+    return [
+        Stage(
+            "ft", [paraphraser], 0.0, check_count(stage_epochs, "stage_epochs")
+        ),
+        factor,
+    ]
 
 
 @_method(
     paper="Tian et al. 2020",
     matches="embeddings of the features against those of other classes",
     weight="0.8",
-    needs="indices",
+    needs="labels, indices",
 )
 def _crd(
     student,
@@ -736,9 +742,14 @@ def _crd(
 def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
     """Activation boundaries, through a connector on the student.
 
-    `weight` is that of the last stage; each stage before has half of the
-    next one's.
+    `weight`, a number, is that of the last stage; each stage before has half
+    of the next one's.
     """
+    if callable(weight):
+        raise ValueError(
+            "Invalid value for argument `weight`. Expected a number, which "
+            f"method 'ab' halves for each stage. Received: weight={weight}"
+        )
     if at is None:
         stages = _common_stages(student, teacher)
         at = [f"{stage}_preactivation" for stage in stages]
@@ -763,7 +774,9 @@ def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
             zip(pairs, shapes, strict=True), start=1
         )
     ]
-    return [Stage("ab", matches, 0.0, stage_epochs)]
+    return [
+        Stage("ab", matches, 0.0, check_count(stage_epochs, "stage_epochs"))
+    ]
 
 
 @_method(
@@ -791,7 +804,9 @@ def _fsp(student, teacher, *, at=None, stage_epochs=30, weight=1.0):
     match = Match(
         losses.SolutionFlow(), at=pairs, joint=True, weight=weight, name="fsp"
     )
-    return [Stage("fsp", [match], 0.0, stage_epochs)]
+    return [
+        Stage("fsp", [match], 0.0, check_count(stage_epochs, "stage_epochs"))
+    ]
 
 
 @_method(

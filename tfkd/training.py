@@ -266,9 +266,12 @@ class StudentTrainer(keras.Model):
 
         Raises:
             ValueError: If the data are empty, not batched, of another shape
-                than a network takes, or hold labels out of range.
+                than a network takes, or hold labels out of range; if what a
+                match needs has not been trained.
         """
-        x = self._checked(x, y, examples=self._num_examples())
+        for match in self.matches:
+            match.require_ready()
+        x = self._checked(x, y, known=self._example_labels())
         if class_weight is not None:
             x, sample_weight, class_weight = with_class_weight(
                 x, y, sample_weight, class_weight
@@ -337,6 +340,11 @@ class StudentTrainer(keras.Model):
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
+        if not self.optimizer.built:
+            # For all variables, reached or not, as `load` does: their number
+            # must agree for the state to be read.
+            with tf.init_scope():
+                self.optimizer.build(self.trainable_variables)
         self.optimizer.apply_gradients(self._reached(gradients, variables))
         return self.compute_metrics(x, y, outputs, sample_weight)
 
@@ -630,14 +638,14 @@ class StudentTrainer(keras.Model):
                     "match another: name=..."
                 )
 
-    def _num_examples(self):
-        """Number of training examples that all matches know, or None."""
-        counts = {match.num_examples for match in self.matches} - {None}
-        return min(counts, default=None)
+    def _example_labels(self):
+        """The labels of the training examples, of each match that knows."""
+        labels = [match.example_labels for match in self.matches]
+        return [known for known in labels if known is not None]
 
-    def _checked(self, x, y, examples=None):
+    def _checked(self, x, y, known=()):
         """The data, checked; see `check_data`."""
-        known = [
+        outlines = [
             self._networks.student_outline,
             *self._networks.teacher_outlines,
         ]
@@ -649,9 +657,9 @@ class StudentTrainer(keras.Model):
         return check_data(
             x,
             y,
-            outlines=known,
+            outlines=outlines,
             classes=self._sparse_classes(),
-            examples=examples,
+            known=known,
         )
 
     def _sparse_classes(self):

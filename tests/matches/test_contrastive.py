@@ -19,22 +19,19 @@ OTHERS = [np.flatnonzero(label != LABELS) for label in range(3)]
 BATCH = np.array([7, 2, 3, 11])
 
 
-def _signals():
-    """Student's and teacher's features of the batch, `[4, 5]`, `[4, 6]`."""
+def _signals(widths=(5, 6)):
+    """Student's and teacher's features of the batch, `[4, width]`."""
     rng = np.random.default_rng(0)
     floatx = keras.config.floatx()
-    return (
-        rng.normal(size=(4, 5)).astype(floatx),
-        rng.normal(size=(4, 6)).astype(floatx),
-    )
+    return tuple(rng.normal(size=(4, w)).astype(floatx) for w in widths)
 
 
-def _match(**options):
+def _match(widths=(5, 6), **options):
     """All others are drawn, so values do not depend on the draw."""
     match = tfkd.ContrastiveMatch(
         LABELS, **{"dimensions": 3, "negatives": 8, **options}
     )
-    return match, between(match, (5,), (6,))
+    return match, between(match, widths[:1], widths[1:])
 
 
 def _train(value, student, teacher, index=BATCH, **kwargs):
@@ -79,26 +76,65 @@ def _banks(match):
     return match.student_bank.numpy(), match.teacher_bank.numpy()
 
 
-def test_is_its_formula():
-    student, teacher = _signals()
-    match, value = _match()
+@pytest.mark.parametrize(
+    ("widths", "options"),
+    [
+        ((5, 6), {}),
+        ((1, 1), {"dimensions": 2}),
+        ((7, 32), {"dimensions": 128}),
+        ((32, 7), {"temperature": 0.5}),
+    ],
+)
+def test_is_its_formula(widths, options):
+    student, teacher = _signals(widths)
+    match, value = _match(widths, **options)
     banks = _banks(match)
     expected, constants = _expected(match, student, teacher, banks)
     actual = _train(value, student, teacher)
     np.testing.assert_allclose(actual, expected.mean(), rtol=1e-5)
-    np.testing.assert_allclose(match.constants, constants, rtol=1e-5)
+    np.testing.assert_allclose(
+        match.log_constants, np.log(constants), rtol=1e-5
+    )
+
+
+def test_a_low_temperature_stays_in_range():
+    """Scores up to exp(1000), which no float holds, by their logarithms.
+
+    With s those of the scores over Z, Z of their mean times 12, and c = 8/12
+    + 1e-7, the terms are `log(1 + c exp(-s))` of the own place and `log(1 +
+    exp(s) / c) + log(c 12/8)` of the others.
+    """
+    student, teacher = _signals()
+    match, value = _match(temperature=1e-3)
+    z = [
+        _embedded(match.student_embedding, student),
+        _embedded(match.teacher_embedding, teacher),
+    ]
+    c = 8 / 12 + 1e-7
+    rows = np.array([[n, *OTHERS[LABELS[n]]] for n in BATCH])
+    expected = 0.0
+    for i, bank in enumerate(_banks(match)[::-1]):
+        s = np.einsum("bd,bkd->bk", z[i], np.float64(bank)[rows]) / 1e-3
+        s -= np.logaddexp.reduce(s.ravel()) - np.log(s.size) + np.log(12 * c)
+        others = np.logaddexp(0, s[:, 1:]) + np.log(c * 12 / 8)
+        expected += np.mean(np.logaddexp(0, -s[:, 0]) + others.sum(axis=1))
+    variable = tf.Variable(student)
+    with tf.GradientTape() as tape:
+        actual = _train(value, variable, teacher)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert np.all(np.isfinite(tape.gradient(actual, variable)))
 
 
 def test_the_constants_stay_those_of_the_first_batch():
     student, teacher = _signals()
     match, value = _match()
     _train(value, student, teacher)
-    first, banks = match.constants.numpy(), _banks(match)
+    first, banks = match.log_constants.numpy(), _banks(match)
     student = student[::-1].copy()
-    expected, _ = _expected(match, student, teacher, banks, first)
+    expected, _ = _expected(match, student, teacher, banks, np.exp(first))
     actual = _train(value, student, teacher)
     np.testing.assert_allclose(actual, expected.mean(), rtol=1e-5)
-    np.testing.assert_array_equal(match.constants, first)
+    np.testing.assert_array_equal(match.log_constants, first)
 
 
 def test_the_banks_follow_the_embeddings():
@@ -136,8 +172,9 @@ def test_evaluation_compares_with_the_other_embedding_and_changes_nothing():
     expected = 0.0
     for i in range(4):
         # An example's own row is in no draw of its own.
+        constants = np.exp(match.log_constants)
         one, _ = _expected(
-            match, student, teacher, _one_row(match, banks, i), match.constants
+            match, student, teacher, _one_row(match, banks, i), constants
         )
         expected += one[i] / 4
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
@@ -180,8 +217,8 @@ def test_gradients(float64):
         loss = fresh()
     assert loss.dtype == "float64"
     # The constants carry no gradient: they are held at those of this batch.
-    start[[v.path for v in states].index(match.constants.path)] = (
-        match.constants.numpy()
+    start[[v.path for v in states].index(match.log_constants.path)] = (
+        match.log_constants.numpy()
     )
     variables = [student, *(v.value for v in match.trainable_variables)]
     assert len(variables) == 5
@@ -342,7 +379,7 @@ def test_training_continues_from_a_file(tmp_path):
         teacher=_teacher(),
     )
     (match,), (loaded,) = distiller.matches, again.matches
-    assert np.all(loaded.constants.numpy() > 0)
+    assert np.all(np.isfinite(loaded.log_constants))
     for one, two in zip(match.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(one, two)
     for _ in range(2):
@@ -418,14 +455,18 @@ def test_an_index_out_of_range_is_named(options):
         distiller.fit(_dataset((x, y)), verbose=0)
 
 
-def test_labels_of_other_data_are_named():
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+def test_labels_of_other_data_are_named(options):
+    """Under XLA, too, which leaves assertions out of a step."""
     x, y = _data()
-    distiller = _distiller()
+    distiller = _distiller(**options)
     y = {**y, "index": np.roll(y["index"], 1)}
+    with pytest.raises(ValueError, match="differ from.*known: 15, 1, 0"):
+        distiller.fit(x, y, verbose=0)
     with pytest.raises(
         tf.errors.InvalidArgumentError, match="Labels of the data differ from"
     ):
-        distiller.fit(x, y, verbose=0)
+        distiller.fit(_dataset((x, y)), verbose=0)
 
 
 @pytest.mark.parametrize(

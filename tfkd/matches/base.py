@@ -46,7 +46,8 @@ class BaseMatch(keras.layers.Layer):
             outputs that it compares.
         needs_labels: Whether labels must be there.
         needs_index: Whether training data must number their examples.
-        num_examples: Number of examples that it knows, or None for any.
+        example_labels: The classes of the training examples that it knows,
+            integers `[N]`, or None for any.
         needs_input_gradient: Whether traces are to be differentiable.
         differentiates_teacher_twice: Whether what it keeps of the teacher
             takes second-order gradients.
@@ -68,7 +69,7 @@ class BaseMatch(keras.layers.Layer):
     labels_outputs = False
     needs_labels = False
     needs_index = False
-    num_examples = None
+    example_labels = None
     needs_input_gradient = False
     differentiates_teacher_twice = False
     student_pass = "training"
@@ -129,6 +130,9 @@ class BaseMatch(keras.layers.Layer):
                 "one: construct the Distiller outside strategy.scope(), or in "
                 "that of a strategy of one device."
             )
+
+    def require_ready(self):
+        """Hook: raises a ValueError if `fit` would be too early."""
 
     def bind(self, *, student, teacher):
         """Checks that the networks can be compared; builds what is missing.

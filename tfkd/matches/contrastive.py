@@ -1,5 +1,7 @@
 """ContrastiveMatch: an example's two embeddings, against those of others."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -65,8 +67,11 @@ class ContrastiveMatch(PairedMatch):
 
     Raises:
         ValueError: If an argument is invalid; when bound, if a signal is no
-            vector; in a step of training, if the data have no index; when
-            a Distiller of several replicas is constructed or compiled.
+            vector; in a step of training, if the data have no index; in
+            `fit`, if an index is out of range or the data's labels are not
+            `labels` at their index; when a Distiller of several replicas is
+            constructed or compiled. For a `tf.data.Dataset`
+            InvalidArgumentError in the step.
 
     Example:
 
@@ -111,9 +116,14 @@ class ContrastiveMatch(PairedMatch):
         self.teacher_embedding = None
 
     @property
+    def example_labels(self):
+        """As given: `fit` checks the data's by them."""
+        return self._classes.labels
+
+    @property
     def num_examples(self):
         """The number N of training examples."""
-        return len(self._classes.labels)
+        return len(self.example_labels)
 
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; builds the embeddings and the banks."""
@@ -130,12 +140,12 @@ class ContrastiveMatch(PairedMatch):
             )
             self.student_bank = self._add_bank("student_bank", dtype)
             self.teacher_bank = self._add_bank("teacher_bank", dtype)
-            self.constants = self.add_weight(
+            self.log_constants = self.add_weight(
                 shape=(2,),
-                initializer="zeros",
+                initializer=keras.initializers.Constant(-math.inf),
                 trainable=False,
                 dtype=dtype,
-                name="constants",
+                name="log_constants",
             )
         projected(self.student_embedding, source)
         projected(self.teacher_embedding, target)
@@ -169,7 +179,9 @@ class ContrastiveMatch(PairedMatch):
             strategy = tf.distribute.get_strategy()
             self.require_replicas(strategy.num_replicas_in_sync)
             index = tf.cast(tf.reshape(student.index, [-1]), tf.int32)
-            classes = self._classes.of(index, student.labels)
+            classes = tf.gather(
+                tf.constant(self.example_labels, tf.int32), index
+            )
         else:
             classes = _sparse(student.labels, self)
         drawn = self._classes.draw(
@@ -186,16 +198,17 @@ class ContrastiveMatch(PairedMatch):
         ):
             own = other if index is None else tf.gather(bank, index)
             scores = self._scores(z, bank, tf.stop_gradient(own), drawn)
-            constant = self.constants[side]
+            constant = self.log_constants[side]
             constant = tf.where(
-                constant > 0,
+                constant > -math.inf,
                 constant,
-                self.num_examples * tf.reduce_mean(tf.stop_gradient(scores)),
+                math.log(self.num_examples)
+                + _log_mean(tf.stop_gradient(scores)),
             )
             constants.append(constant)
-            values.append(self._estimation(scores / constant))
+            values.append(self._estimation(scores - constant))
         if training:
-            self.constants.assign(tf.stack(constants))
+            self.log_constants.assign(tf.stack(constants))
             self._remember(self.student_bank, index, ours)
             self._remember(self.teacher_bank, index, theirs)
         return reduce_values(
@@ -205,7 +218,7 @@ class ContrastiveMatch(PairedMatch):
         )
 
     def _scores(self, z, bank, own, drawn):
-        """Scores before division by Z.
+        """Logarithms of the scores before division by Z.
 
         Args:
             z: Embeddings, `[batch, dimensions]`.
@@ -224,14 +237,21 @@ class ContrastiveMatch(PairedMatch):
             ],
             axis=-1,
         )
-        return tf.exp(similarity / self.temperature)
+        return similarity / self.temperature
 
     def _estimation(self, scores):
-        """Minus the log-likelihood that own and drawn are told apart."""
+        """Minus the log-likelihood that own and drawn are told apart.
+
+        With `c = K/N + 1e-7` its terms are `log(1 + c/p)` for the own place
+        and `log(1 + p/c) + log(c N/K)` for the drawn, which stay finite where
+        a low temperature takes p out of the range of floats.
+        """
         noise = self.negatives / self.num_examples
-        own, drawn = scores[:, 0], scores[:, 1:]
-        return -tf.math.log(own / (own + noise + _EPSILON)) - tf.reduce_sum(
-            tf.math.log(noise / (drawn + noise + _EPSILON)), axis=-1
+        scores -= math.log(noise + _EPSILON)  # log(p / c)
+        return (
+            tf.nn.softplus(-scores[:, 0])
+            + tf.reduce_sum(tf.nn.softplus(scores[:, 1:]), axis=-1)
+            + self.negatives * math.log1p(_EPSILON / noise)
         )
 
     def _remember(self, bank, index, z):
@@ -254,7 +274,7 @@ class ContrastiveMatch(PairedMatch):
         """As `BaseMatch.get_config`."""
         return {
             **super().get_config(),
-            "labels": self._classes.labels.tolist(),
+            "labels": self.example_labels.tolist(),
             "at": [list(self.pairs[0])],
             "dimensions": self.dimensions,
             "negatives": self.negatives,
@@ -284,31 +304,6 @@ class OtherClasses:
         self._ends = np.append(np.cumsum(members), len(labels))
         self._others = len(labels) - np.append(members, 0)
         self._order = np.argsort(labels, kind="stable")
-
-    def of(self, index, given):
-        """The classes of examples, `[batch]`.
-
-        Args:
-            index: Their numbers, `[batch]`.
-            given: Their labels in the data, which must be the same.
-        """
-        classes = tf.gather(tf.constant(self.labels, tf.int32), index)
-        if _is_sparse(given):
-            given = tf.cast(tf.reshape(given, [-1]), tf.int32)
-            check = tf.debugging.Assert(
-                tf.reduce_all(given == classes),
-                [
-                    "Labels of the data differ from `labels` of the "
-                    "ContrastiveMatch. Give it those of the training data, in "
-                    "the order of their index. Index, labels, `labels`:",
-                    index,
-                    given,
-                    classes,
-                ],
-            )
-            with tf.control_dependencies([] if check is None else [check]):
-                return tf.identity(classes)
-        return classes
 
     def draw(self, classes, count, seed):
         """Draws anew for each row, uniformly.
@@ -353,6 +348,12 @@ class OtherClasses:
         keys = tf.where(own, tf.constant(-1), keys)
         # The places of the largest of random keys are a random subset.
         return tf.math.top_k(keys, count, sorted=False).indices
+
+
+def _log_mean(logs):
+    """`log(mean(exp(logs)))` over all entries."""
+    count = tf.cast(tf.size(logs), logs.dtype)
+    return tf.reduce_logsumexp(logs) - tf.math.log(count)
 
 
 def _random_directions(shape, dtype=None):

@@ -190,8 +190,8 @@ class FactorMatch(PairedMatch):
 
     Raises:
         ValueError: If an argument is invalid; when bound, if a layer gives no
-            map, or one of a single position. InvalidArgumentError in a step of
-            training, if the paraphraser has never been trained.
+            map, or one of a single position; in `fit`, if the paraphraser has
+            never been trained.
 
     Example:
 
@@ -254,8 +254,6 @@ class FactorMatch(PairedMatch):
         maps = self.paraphraser.encoder(
             at_least_float32(observed["signals"][0]["signal"])
         )
-        if training:
-            maps = self._if_trained(maps)
         theirs, ours = same_size(
             tf.stop_gradient(maps),
             self.translator(at_least_float32(student[name]), training=training),
@@ -267,19 +265,15 @@ class FactorMatch(PairedMatch):
             sample_weight=sample_weight,
         )
 
-    def _if_trained(self, maps):
-        """`maps`, unless the paraphraser has never been trained."""
-        check = tf.debugging.Assert(
-            self.paraphraser.steps > 0,
-            [
+    def require_ready(self):
+        """Raises if the paraphraser has never been trained."""
+        if int(self.paraphraser.steps.numpy()) == 0:
+            raise ValueError(
                 f"The paraphraser of match '{self.name}' has not been trained."
                 " First fit a Distiller with matches=[ParaphraserMatch(at, "
                 "paraphraser=match.paraphraser)], or the stages of "
                 "tfkd.methods.build('ft', ...)."
-            ],
-        )
-        with tf.control_dependencies([] if check is None else [check]):
-            return tf.identity(maps)
+            )
 
     @property
     def how(self):
