@@ -98,8 +98,8 @@ def _parser():
         nargs="+",
         type=common.integer(0),
         metavar="LABEL",
-        help="target classes (default: all; the upper half of them if the "
-        "source network learns the lower half)",
+        help="target classes (default: all; the last third of them if the "
+        "source network learns the others)",
     )
     add(
         "--examples-per-class",
@@ -155,7 +155,7 @@ def _add_network_arguments(parser):
     add = parser.add_argument
     add(
         "--source",
-        default=common.RECIPE.network,
+        default="vgg4",
         metavar="NETWORK|FILE",
         help="a network, trained once on the source classes and kept in "
         "saved_models, or a .keras file",
@@ -170,8 +170,8 @@ def _add_network_arguments(parser):
         nargs="+",
         type=common.integer(0),
         metavar="LABEL",
-        help="its classes (default: all; the lower half of them if it is the "
-        "target's dataset)",
+        help="its classes (default: all; the first two thirds of them if it "
+        "is the target's dataset)",
     )
     add(
         "--source-width",
@@ -189,7 +189,7 @@ def _add_network_arguments(parser):
     )
     add(
         "--student",
-        default=common.RECIPE.network,
+        default="vgg4",
         metavar="NETWORK",
         help="of scratch and of methods with a teacher, one of "
         f"{', '.join(models.NAMES)}; fine-tuning starts from the source",
@@ -218,7 +218,7 @@ def _add_training_arguments(parser):
     add(
         "--epochs",
         type=common.integer(1),
-        default=40,
+        default=100,
         metavar="N",
         help="passes over the training images",
     )
@@ -421,8 +421,9 @@ def _source_data(options):
         options.classes or options.source_classes
     ):
         count = data.load(name, **shared).num_classes
-        options.source_classes = list(range(count // 2))
-        options.classes = list(range(count // 2, count))
+        known = math.ceil(count * 2 / 3)
+        options.source_classes = list(range(known))
+        options.classes = list(range(known, count))
     return data.load(
         name,
         classes=options.source_classes,

@@ -268,6 +268,22 @@ def test_one_pass_of_each_network_a_step(pair, images):
     assert passes == [("theirs", False), ("ours", True)]
 
 
+def test_the_source_head_learns_the_mean_of_several_teachers(
+    pair, images, make_network
+):
+    student, teacher = pair
+    other = make_network(6, seed=3, name="other", classes=CLASSES)
+    transferer = _forgetless((student, [teacher, other]))
+    values = transferer.evaluate(*images, verbose=0, return_dict=True)
+    _, source = transferer.student_with_source_head(images[0])
+    mean = (teacher(images[0]) + other(images[0])).numpy() / 2
+    expected = np.mean(np.sum((mean - source.numpy()) ** 2, axis=-1))
+    np.testing.assert_allclose(values["squared_error"], expected, rtol=1e-5)
+    third = make_network(6, seed=3, name="third", classes=CLASSES + 1)
+    with pytest.raises(ValueError, match="third"):
+        _forgetless((student, [teacher, third]))
+
+
 def test_both_heads_on_request(pair, images, tmp_path):
     transferer = _forgetless(pair)
     _step(transferer, images)

@@ -11,7 +11,8 @@ from tfkd.trace import outline
 
 def _bound(match, student, reference=None):
     """The match, bound as a trainer binds it."""
-    match.claim(student, reference)
+    references = [] if reference is None else [reference]
+    match.claim(student, *references)
     match.bind(
         student=outline(student), teacher=reference and outline(reference)
     )
