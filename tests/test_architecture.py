@@ -21,6 +21,9 @@ LINES = (
     ("checks", "training"),
     ("trace", "teachers", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),
+    ("copies", "models"),
+    ("copies", "transferer"),
+    ("copies", "export"),
 )
 
 

@@ -399,6 +399,18 @@ def test_the_reference_is_bit_identical_after_training(make_network, images):
     assert np.any(kernel != before[0])
 
 
+def test_the_reference_normalises_inputs_as_the_student(images):
+    """Whose constants are no weights."""
+    scale = keras.layers.Normalization()
+    scale.adapt(5.0 * images[0] + 7.0)
+    student = keras.Sequential(
+        [keras.Input(images[0].shape[1:]), scale, keras.layers.Flatten()]
+        + [keras.layers.Dense(3)]
+    )
+    reference = _finetuned(student, []).reference
+    np.testing.assert_array_equal(reference(images[0]), student(images[0]))
+
+
 def test_the_reference_is_what_matches_compare_with(make_network, images):
     """In inference mode, as `evaluate` sees the student too."""
     student = make_network(seed=1, name="student")
