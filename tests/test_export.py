@@ -116,8 +116,12 @@ def test_students_of_16_bits_normalise_inputs_as_before(inputs, tmp_path):
         scale = keras.layers.Normalization(dtype="float32")
         scale.adapt(5.0 * inputs + 7.0)
         student = keras.Sequential(
-            [keras.Input(inputs.shape[1:]), scale, keras.layers.Flatten()]
-            + [keras.layers.Dense(3)]
+            [
+                keras.Input(inputs.shape[1:]),
+                scale,
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
         )
     finally:
         keras.config.set_dtype_policy("float32")

@@ -339,6 +339,14 @@ def _frozen_copy(student):
         if not copy.built:
             copy(_symbolic_inputs(student))
         copy_weights(source=student, target=copy)
+        # Layers that a subclassed model does not name are counted up by Keras
+        # over all models; matches know both networks' layers by their names.
+        for ours, theirs in zip(
+            student._flatten_layers(include_self=False),
+            copy._flatten_layers(include_self=False),
+            strict=True,
+        ):
+            theirs.name = ours.name
     except Exception as error:
         raise ValueError(
             f"reference=\"start\" copies the student, but '{student.name}' of "
