@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.data import dataset, photographs
+from tfkd.data import passes as passes_lib
 
 _VALIDATION_FRACTION = 0.1
 # Encoded photographs, about 0.1 MB each: as many are shuffled at once, and a
@@ -282,7 +283,7 @@ class _Stored:
         """All of them, as `photographs.Photographs` with crops of `side`."""
         return photographs.Photographs(self.labels, self.numbers, self, side)
 
-    def read(self, numbers, shuffle_seed):
+    def read(self, numbers, passes):
         """As `photographs.Photographs` wants it."""
         end = int(numbers[-1]) + 1
         split = self.split
@@ -302,20 +303,28 @@ class _Stored:
             offset = tf.strings.to_number(offset, tf.int64)
             return example["image"], name, places[starts[shard] + offset]
 
-        examples = (
-            self._open(split, shuffle_seed)
-            .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
-            .filter(lambda content, name, place: place >= 0)
-        )
-        if shuffle_seed is None:
-            return examples
-        if len(numbers) <= BUFFER:
-            examples = examples.cache()
-        return examples.shuffle(
-            min(len(numbers), BUFFER),
-            seed=shuffle_seed,
-            reshuffle_each_iteration=True,
-        )
+        def opened(seed=None):
+            return (
+                self._open(split, seed)
+                .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
+                .filter(lambda content, name, place: place >= 0)
+            )
+
+        if passes is None:
+            return opened()
+        fits = len(numbers) <= BUFFER
+        kept = opened().cache() if fits else None
+
+        def one_pass(key):
+            seed = passes_lib.scalar_seed(key)
+            examples = kept if fits else opened(seed)
+            return examples.shuffle(
+                min(len(numbers), BUFFER),
+                seed=seed,
+                reshuffle_each_iteration=False,
+            ).map(lambda *example: (*example, key))
+
+        return passes.over(one_pass)
 
     def _open(self, split, shuffle_seed=None):
         """Encoded examples with their names, files in order or shuffled."""
