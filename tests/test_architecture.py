@@ -21,6 +21,7 @@ LINES = (
     ("checks", "training"),
     ("trace", "teachers", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),
+    ("export", "callbacks"),
 )
 
 
