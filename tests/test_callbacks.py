@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import random
+import re
 import resource
+import shutil
 import zipfile
 
 import keras
@@ -95,10 +97,20 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def plain(seed=0):
+def plain(seed=0, units=3):
     """A small Distiller without matches."""
     keras.utils.set_random_seed(seed)
-    made = tfkd.Distiller(student=network(2, "student", dropout=0.5))
+    student = keras.Sequential(
+        [
+            keras.Input((32, 32, 1)),
+            keras.layers.AveragePooling2D(8),
+            keras.layers.Flatten(),
+            keras.layers.Dense(units),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(10),
+        ]
+    )
+    made = tfkd.Distiller(student=student)
     made.compile("adam", LOSS, metrics=["accuracy"])
     return made
 
@@ -115,25 +127,47 @@ def fit(model, folder, epochs, data=None, callbacks=()):
     return checkpoints, history
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """The folder of a training of two epochs, not to be changed."""
+    folder = tmp_path_factory.mktemp("two")
+    fit(plain(), folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    """The state after three."""
+    model = plain()
+    fit(model, tmp_path_factory.mktemp("three"), 3)
+    return state(model)
+
+
+@pytest.fixture
+def run(two_epochs, tmp_path):
+    """A copy of the folder of two epochs."""
+    return shutil.copytree(two_epochs, tmp_path / "run")
+
+
 # === Bit for bit ===
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_ends_like_the_training_that_was_not_killed(tmp_path, policy):
-    """Killed in epochs 2 and 4 of 5, gone on from other initial weights."""
+    """Killed in epoch 3 of 3, gone on from other initial weights."""
     keras.config.set_dtype_policy(policy)
     try:
         whole = distiller()
         data = digits(index=True)
-        _, history = fit(whole, tmp_path / "whole", 5, data)
-        for seed, kill in ((0, 1), (5, 3), (6, None)):
+        _, history = fit(whole, tmp_path / "whole", 3, data)
+        for seed, kill in ((0, 2), (5, None)):
             part = distiller(seed)
             callbacks = [] if kill is None else [KillAt(kill)]
             try:
                 _, resumed = fit(
                     part,
                     tmp_path / "part",
-                    5,
+                    3,
                     digits(index=True),
                     callbacks,
                 )
@@ -144,7 +178,7 @@ def test_ends_like_the_training_that_was_not_killed(tmp_path, policy):
         keras.config.set_dtype_policy("float32")
     assert_same(state(part), state(whole))
     assert resumed.history == history.history
-    assert resumed.epoch == history.epoch == [0, 1, 2, 3, 4]
+    assert resumed.epoch == history.epoch == [0, 1, 2]
     names = {variable.path.split("/")[-1] for variable in part.variables}
     assert {"student_bank", "seed_generator_state"} <= names
     if policy == "mixed_float16":
@@ -255,68 +289,60 @@ def damage(path, how):
     "how", ["truncated", "empty", "one bit", "no archive", "no state"]
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
-    tmp_path, caplog, how
+    run, three_epochs, caplog, how
 ):
-    whole = plain()
-    fit(whole, tmp_path / "whole", 3)
-    fit(plain(), tmp_path / "run", 2)
-    broken = tmp_path / "run" / "epoch-00002.checkpoint"
+    broken = run / "epoch-00002.checkpoint"
     damage(broken, how)
     content = broken.read_bytes()
     part = plain(3)
     with caplog.at_level(logging.WARNING, "tfkd"):
-        fit(part, tmp_path / "run", 3)
+        fit(part, run, 3)
     (record,) = caplog.records
     assert str(broken) in record.getMessage()
     assert "it is damaged" in record.getMessage()
     assert "epoch-00001.checkpoint" in record.getMessage()
     aside = broken.with_name("epoch-00002.checkpoint.refused")
     assert aside.read_bytes() == content
-    assert_same(state(part), state(whole))
+    assert_same(state(part), three_epochs)
 
 
-def test_without_a_good_one_it_starts_anew(tmp_path, caplog):
-    whole = plain()
-    fit(whole, tmp_path / "whole", 2)
-    fit(plain(), tmp_path / "run", 1)
-    damage(tmp_path / "run" / "epoch-00001.checkpoint", "truncated")
+def test_without_a_good_one_it_starts_anew(run, three_epochs, caplog):
+    for number in (1, 2):
+        damage(run / f"epoch-0000{number}.checkpoint", "truncated")
     part = plain()
     with caplog.at_level(logging.WARNING, "tfkd"):
-        fit(part, tmp_path / "run", 2)
+        fit(part, run, 3)
     assert "from its beginning" in caplog.text
-    assert_same(state(part), state(whole))
+    assert_same(state(part), three_epochs)
 
 
 def test_a_foreign_checkpoint_is_named_and_the_one_before_used(
-    tmp_path, caplog
+    run, two_epochs, tmp_path, three_epochs, caplog
 ):
-    fit(plain(), tmp_path / "run", 1)
-    fit(distiller(), tmp_path / "other", 2, digits(index=True))
+    fit(plain(units=4), tmp_path / "other", 2)
     name = "epoch-00002.checkpoint"
-    os.replace(tmp_path / "other" / name, tmp_path / "run" / name)
+    os.replace(tmp_path / "other" / name, run / name)
+    part = plain()
     with caplog.at_level(logging.WARNING, "tfkd"):
-        checkpoints, _ = fit(plain(), tmp_path / "run", 2)
-    assert f"'{tmp_path / 'run' / name}' (its matches" in caplog.text
-    assert len(checkpoints.history) == 2
+        fit(part, run, 3)
+    assert f"'{run / name}' (its variable 0 is [[16, 4]," in caplog.text
+    assert_same(state(part), three_epochs)
 
 
-def test_a_renamed_checkpoint_is_foreign(tmp_path):
-    fit(plain(), tmp_path, 1)
-    os.replace(
-        tmp_path / "epoch-00001.checkpoint", tmp_path / "epoch-00009.checkpoint"
-    )
-    with pytest.raises(ValueError, match="it is of epoch 1"):
-        fit(plain(), tmp_path, 9)
+def test_a_renamed_checkpoint_is_foreign(run):
+    (run / "epoch-00001.checkpoint").unlink()
+    os.replace(run / "epoch-00002.checkpoint", run / "epoch-00009.checkpoint")
+    with pytest.raises(ValueError, match="it is of epoch 2"):
+        fit(plain(), run, 9)
 
 
-def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path):
-    fit(plain(), tmp_path, 2)
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+def test_a_folder_of_another_training_is_refused_and_left_alone(run):
+    before = {p: p.read_bytes() for p in run.iterdir()}
     model = distiller()
     weights = [variable.numpy() for variable in model.variables]
     with pytest.raises(ValueError, match="another training.*epoch-00002"):
-        fit(model, tmp_path, 3, digits(index=True))
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+        fit(model, run, 3, digits(index=True))
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
     assert_same([variable.numpy() for variable in model.variables], weights)
 
 
@@ -327,48 +353,36 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path):
         (lambda: keras.optimizers.Adam(amsgrad=True), "variables, here are"),
     ],
 )
-def test_another_optimizer_is_refused(tmp_path, change, message):
-    fit(plain(), tmp_path, 1)
+def test_another_optimizer_is_refused(run, change, message):
     model = plain()
     model.compile(change(), LOSS)
     with pytest.raises(ValueError, match=message):
-        fit(model, tmp_path, 2)
+        fit(model, run, 3)
 
 
-def test_another_width_is_refused(tmp_path):
-    fit(plain(), tmp_path, 1)
-    model = tfkd.Distiller(student=network(3, "student"))
-    model.compile("adam", LOSS)
-    with pytest.raises(ValueError, match="another training"):
-        fit(model, tmp_path, 2)
-
-
-def test_fewer_epochs_than_done_are_refused(tmp_path):
-    fit(plain(), tmp_path, 2)
+def test_fewer_epochs_than_done_are_refused(run):
     with pytest.raises(ValueError, match="is of epoch 2, but fit is to end"):
-        fit(plain(), tmp_path, 1)
+        fit(plain(), run, 1)
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path):
-    fit(plain(), tmp_path, 1)
-    (tmp_path / ".new-0123-epoch-00002.checkpoint").write_bytes(b"half")
-    (tmp_path / "mine.txt").write_text("mine")
-    fit(plain(), tmp_path, 2)
-    assert files(tmp_path) == [
-        "epoch-00001.checkpoint",
+def test_what_a_killed_process_left_is_swept(run):
+    (run / ".new-0123-epoch-00003.checkpoint").write_bytes(b"half")
+    (run / "mine.txt").write_text("mine")
+    fit(plain(), run, 3)
+    assert files(run) == [
         "epoch-00002.checkpoint",
+        "epoch-00003.checkpoint",
         "mine.txt",
     ]
 
 
-def test_a_checkpoint_holds_no_code(tmp_path):
+def test_a_checkpoint_holds_no_code(two_epochs):
     """JSON and raw numbers: nothing in it is ever unpickled."""
-    fit(plain(), tmp_path, 1)
-    with zipfile.ZipFile(tmp_path / "epoch-00001.checkpoint") as archive:
+    with zipfile.ZipFile(two_epochs / "epoch-00002.checkpoint") as archive:
         names = archive.namelist()
         assert names[0] == "state.json"
         assert names[1:] == [str(i) for i in range(len(state(plain_built())))]
-        assert json.loads(archive.read("state.json"))["epoch"] == 1
+        assert json.loads(archive.read("state.json"))["epoch"] == 2
 
 
 def plain_built():
@@ -380,28 +394,26 @@ def plain_built():
 # === Full disks and folders that cannot be written to ===
 
 
-def test_a_full_disk_ends_in_a_clear_error(tmp_path, monkeypatch):
-    """A real limit on the size of a file, in the write of epoch 2."""
-    fit(plain(), tmp_path / "whole", 3)
+def test_a_full_disk_ends_in_a_clear_error(run, three_epochs):
+    """A real limit on the size of a file."""
+    before = {p: p.read_bytes() for p in run.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
 
     try:
         with pytest.raises(OSError, match="cannot be written") as caught:
-            fit(plain(), tmp_path / "run", 3, callbacks=[Fill()])
+            fit(plain(), run, 3, callbacks=[Fill()])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    good = tmp_path / "run" / "epoch-00001.checkpoint"
+    good = run / "epoch-00002.checkpoint"
     assert f"The last good one is '{good}'" in str(caught.value)
-    assert files(tmp_path / "run") == [good.name]
-    part, whole = plain(2), plain(3)
-    fit(part, tmp_path / "run", 3)
-    fit(whole, tmp_path / "whole", 3)
-    assert_same(state(part), state(whole))
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
+    part = plain(2)
+    fit(part, run, 3)
+    assert_same(state(part), three_epochs)
 
 
 def test_an_error_of_the_disk_leaves_nothing_half(tmp_path, monkeypatch):
@@ -524,15 +536,15 @@ def test_no_checkpoint_of_weights_that_are_not_finite(tmp_path, caplog):
     class Spoil(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 1:
-                kernel = self.model.student.get_layer("logits").kernel
+                kernel = self.model.student.layers[-1].kernel
                 kernel.assign(tf.fill(kernel.shape, float("nan")))
 
     with caplog.at_level(logging.WARNING, "tfkd"):
         checkpoints, _ = fit(plain(), tmp_path, 3, callbacks=[Spoil()])
     assert files(tmp_path) == ["epoch-00001.checkpoint"]
     assert checkpoints.last.name == "epoch-00001.checkpoint"
-    assert (
-        "No checkpoint of epoch 2: 'logits/kernel' is not finite" in caplog.text
+    assert re.search(
+        "No checkpoint of epoch 2: '.*/kernel' is not finite", caplog.text
     )
     assert "No checkpoint of epoch 3: the loss is nan" in caplog.text
 
