@@ -78,6 +78,7 @@ def read_small(name, *, data_dir, download):
         ImportError: If TensorFlow Datasets is not installed.
         FileNotFoundError: If the data are not there.
         ConnectionError: If there is no network to download over.
+        ValueError: If the data name files outside their folder.
     """
     builder = _builder(name, data_dir, download)
     train, test = (
@@ -102,7 +103,8 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
         A `dataset.Source`.
 
     Raises:
-        ImportError, FileNotFoundError, ConnectionError: As `read_small`.
+        ImportError, FileNotFoundError, ConnectionError, ValueError: As
+            `read_small`.
     """
     builder = _builder(name, data_dir, download)
     train, test = (
@@ -148,7 +150,9 @@ def _builder(name, data_dir, download):
     if versions:
         # By its version, for without one it might ask the network.
         latest = max(versions, key=lambda text: [*map(int, text.split("."))])
-        return tfds.builder(name, version=latest, data_dir=root)
+        builder = tfds.builder(name, version=latest, data_dir=root)
+        _require_inside(builder, root / name / latest)
+        return builder
     if not download:
         raise FileNotFoundError(_how_to_get(name, entry, root))
     if not entry.manual:
@@ -158,6 +162,21 @@ def _builder(name, data_dir, download):
     builder = tfds.builder(name, data_dir=root)
     builder.download_and_prepare()
     return builder
+
+
+def _require_inside(builder, folder):
+    """Refuses prepared data whose files lie elsewhere.
+
+    Where the files are is told by the data themselves.
+    """
+    for split in builder.info.splits.values():
+        for path in map(pathlib.Path, split.filepaths):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(
+                    f"{path} leads out of {folder}, to {path.resolve()}. Copy "
+                    "what it stands for into the folder, or prepare the data "
+                    "again"
+                )
 
 
 def _how_to_get(name, entry, root):
