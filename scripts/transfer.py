@@ -17,6 +17,7 @@ from typing import NamedTuple
 import common
 import keras
 import numpy as np
+import resuming
 from matplotlib.figure import Figure
 from protocols import TRANSFER
 
@@ -298,16 +299,24 @@ def _transfer(parser, options):
         or common.SAVED_MODELS
         / f"transfer-{common.slug(options.dataset)}-{stamp}"
     )
+    if resuming.is_complete(parser, options, "transfer"):
+        common.say(f"{output} is complete")
+        return 0
     writing = common.run_folder(output, "transfer", options.overwrite)
-    with parser.opening("--output", writing) as folder:
+    with (
+        resuming.keeping(parser, options, "transfer") as kept,
+        parser.opening("--output", writing) as folder,
+    ):
         target, source_data, recipe, file = _prepare(parser, options)
         if recipe and not file.exists():
             common.say(f"source {common.describe(source_data)}")
-            common.train_teacher(parser, "--source", recipe, source_data, file)
+            common.train_teacher(
+                parser, "--source", recipe, source_data, file, kept
+            )
         source = common.load_teacher(file)
         common.say(f"source network: {file}")
         common.say(f"target {common.describe(target)}")
-        runs, chosen, student = _train_students(options, source)
+        runs, chosen, student = _train_students(options, source, kept)
         images, _ = next(iter(target.validation.rebatch(common.CHECKED_IMAGES)))
         with common.quiet():
             exports = export_student(
@@ -520,8 +529,13 @@ def _epochs(options, dataset):
     return options.epochs or math.ceil(options.steps / steps)
 
 
-def _train_students(options, source):
+def _train_students(options, source, kept):
     """Trains all students, with a line for each.
+
+    Args:
+        options: An `argparse.Namespace`.
+        source: The source network.
+        kept: Folder of all checkpoints of the run, or None.
 
     Returns:
         List of all `Run`s, the best by validation, and its student.
@@ -545,6 +559,7 @@ def _train_students(options, source):
             epochs=_epochs(options, dataset),
             learning_rate=options.learning_rate,
             protocol=options.protocol,
+            kept=kept and kept / f"student{number}",
         )
         student = transferer.student
         tested = models.average_views(student) if options.ten_crop else student

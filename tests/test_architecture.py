@@ -24,6 +24,7 @@ LINES = (
     ("copies", "models"),
     ("copies", "transferer"),
     ("copies", "export"),
+    ("export", "callbacks"),
 )
 
 
