@@ -264,6 +264,32 @@ def test_any_keras_model_and_pipeline_will_do(tmp_path):
     assert_same(state(rest), state(whole))
 
 
+def test_backup_and_restore_of_keras_trains_an_epoch_twice(
+    tmp_path, monkeypatch
+):
+    """Killed between its two files; `Checkpoints` has but one."""
+    save = tfkd.Distiller.save_weights
+
+    def save_and_die(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        raise Killed
+
+    def train(seed, epochs):
+        model = plain(seed)
+        backup = keras.callbacks.BackupAndRestore(
+            tmp_path / "run", delete_checkpoint=False
+        )
+        model.fit(digits().train, epochs=epochs, verbose=0, callbacks=[backup])
+        return int(model.optimizer.iterations)
+
+    assert train(0, 1) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(tfkd.Distiller, "save_weights", save_and_die)
+        with pytest.raises(Killed):
+            train(1, 2)
+    assert train(2, 2) == 3 * 4
+
+
 # === Damaged and foreign files ===
 
 
