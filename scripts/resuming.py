@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -129,7 +130,13 @@ def _description(options, script):
         for name, value in vars(options).items()
         if name not in _WHERE
     }
-    return json.loads(json.dumps({"script": script, "options": described}))
+    given = described.get("teacher") or described.get("source") or ""
+    digest = None
+    if os.path.isfile(given):
+        content = pathlib.Path(given).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+    ours = {"script": script, "options": described, "digest": digest}
+    return json.loads(json.dumps(ours))
 
 
 def _require_same(place, earlier, ours):
@@ -150,6 +157,12 @@ def _require_same(place, earlier, ours):
         raise ValueError(
             f"'{place}' was begun with {'; '.join(differing)}. Give the same "
             "options, or choose another --output, or delete it."
+        )
+
+    if earlier.get("digest", ours["digest"]) != ours["digest"]:
+        raise ValueError(
+            f"'{place}' was begun with another content of the network's file. "
+            "Bring that back, or choose another --output."
         )
 
 

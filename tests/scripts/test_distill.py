@@ -231,6 +231,7 @@ def test_config_holds_every_option(run):
         "teacher_epochs": 1,
         "output": str(run),
         "overwrite": False,
+        "resume": False,
         "protocol": "short",
         "smoke": True,
     }
@@ -682,9 +683,7 @@ def test_diverged_training_writes_and_keeps_nothing(tmp_path, capsys):
     argv = [*TINY, "--method", "ce", "--learning-rate", "1e30"]
     output = tmp_path / "run"
     assert distill.main([*argv, "--output", str(output)]) == 1
-    assert re.search(
-        r"loss is \S+ at step .*: label_loss is", capsys.readouterr().err
-    )
+    assert "not finite" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -191,6 +191,17 @@ def test_other_options_are_refused_by_name(train_argv, killing, capsys):
     assert train.main(train_argv) == 0
 
 
+def test_another_teacher_in_the_same_file_is_refused(tmp_path, killing, capsys):
+    teacher = tmp_path / "teacher.keras"
+    argv = [*TINY, "--epochs", "1", "--overwrite", "--output", str(teacher)]
+    assert train.main(argv) == 0
+    argv = ["--smoke", "--teacher", str(teacher), "--method", "ce"]
+    argv += ["--output", str(tmp_path / "run"), "--resume"]
+    killing(distill.main, argv, 1)
+    teacher.write_bytes(teacher.read_bytes() + b" ")
+    assert "another content" in refused(distill.main, argv, capsys)
+
+
 def test_the_run_of_another_script_is_refused(train_argv, killing, capsys):
     killing(train.main, train_argv, 1)
     argv = [*DISTILL, *train_argv[-3:]]

@@ -204,7 +204,12 @@ def test_methods_start_where_they_should(run, tmp_path, seen, saved_models):
         assert (trainer.source_head is not None) == (method == "lwf")
     _, dataset, options = seen[0]
     assert dataset.num_train == 6
-    assert options == {"epochs": 2, "learning_rate": 5e-3, "protocol": "short"}
+    assert options == {
+        "epochs": 2,
+        "learning_rate": 5e-3,
+        "protocol": "short",
+        "kept": None,
+    }
 
 
 def test_layers_of_neurons_are_given(run, tmp_path, seen):
