@@ -387,4 +387,6 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path, capsys, no_training):
     assert "--source-epochs is for a source network to train" in refuse(
         network(fits), "--source-epochs", "7"
     )
-    assert "no common layers" in refuse(network(fits), "--methods", "neuron-ot")
+    assert "has no layers named stage1" in refuse(
+        network(fits), "--methods", "neuron-ot"
+    )
