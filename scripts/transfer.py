@@ -535,9 +535,11 @@ def _trainer(method, weight, options, dataset, source):
         if options.layers and _compares_layers(method):
             settings["at"] = options.layers
         built = tfkd.methods.build(name, student=student, **settings)
-        reference = "start" if built.matches else None
+        compared = any(match.needs_teacher for match in built.matches)
         return tfkd.Transferer(
-            student=student, reference=reference, matches=built
+            student=student,
+            reference="start" if compared else None,
+            matches=built,
         )
     student = _build_student(options, dataset)
     if role == "none":

@@ -775,6 +775,18 @@ def test_a_student_that_cannot_be_copied_is_refused(images):
         tfkd.Transferer(student=student, reference="start")
 
 
+@pytest.mark.parametrize("make", [lambda: 3, keras.Sequential])
+def test_only_a_built_student_is_copied(make):
+    with pytest.raises(ValueError, match=r"Expected a Keras model|not built"):
+        tfkd.Transferer(student=make(), reference="start")
+
+
+def test_a_file_with_a_source_head_asks_for_its_teacher(pair, tmp_path):
+    _forgetless(pair).save(tmp_path / "transferer.keras")
+    with pytest.raises(ValueError, match=r"Transferer\.load\(path, teacher="):
+        keras.saving.load_model(tmp_path / "transferer.keras")
+
+
 def test_without_a_source_head_there_are_no_two_heads(pair):
     transferer = _finetuned(pair[0])
     assert transferer.source_head is None

@@ -1100,6 +1100,12 @@ def _stages(names):
 
 
 def _nowhere(student, teacher):
+    if student is teacher:
+        return ValueError(
+            f"Student '{student.name}' has no layers named stage1, stage2, "
+            "..., features. Say where to compare it with its start: "
+            'at=["layer", ...].'
+        )
     return ValueError(
         f"Student '{student.name}' and teacher '{teacher.name}' have no "
         "common layers named stage1, stage2, ..., features. Say where to "

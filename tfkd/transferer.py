@@ -110,7 +110,8 @@ class Transferer(StudentTrainer):
         if source_head and teacher is None:
             raise ValueError(
                 "source_head learns what a teacher of another task says. Pass "
-                "teacher=."
+                "teacher=, or load a saved trainer with "
+                f"{type(self).__name__}.load(path, teacher=...)."
             )
         self._head_option = source_head
         self._head_at = None
@@ -331,6 +332,8 @@ class TwoHeads(keras.Model):
 
 def _frozen_copy(student):
     """A copy with the weights that the student has now, not to be trained."""
+    if not isinstance(student, keras.Model) or not student.built:
+        outline(student)  # says what is wrong
     try:
         config = {**student.get_config()}
         if "name" in config:

@@ -188,7 +188,7 @@ def test_thirds_of_the_digits_are_source_and_target(run, saved_models):
 
 def test_methods_start_where_they_should(run, tmp_path, seen, saved_models):
     """From nothing, from the source network, or with it as a teacher."""
-    methods = ["scratch", "finetune", "l2-sp", "lwf", "attention"]
+    methods = ["scratch", "finetune", "l2", "l2-sp", "lwf", "attention"]
     argv = [*TINY, "--output", str(tmp_path / "run"), "--methods", *methods]
     assert transfer.main(argv) == 0
     trainers = dict(zip(methods, (entry[0] for entry in seen), strict=True))
@@ -200,7 +200,7 @@ def test_methods_start_where_they_should(run, tmp_path, seen, saved_models):
         starts = np.array_equal(
             trainer.student.get_layer("stem_conv").kernel, kernel
         )
-        assert starts == (method in ("finetune", "l2-sp"))
+        assert starts == (method in ("finetune", "l2", "l2-sp"))
         assert (trainer.reference is not None) == (method == "l2-sp")
         assert (trainer.source_head is not None) == (method == "lwf")
     _, dataset, options = seen[0]
@@ -392,4 +392,6 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path, capsys, no_training):
     assert "--source-epochs is for a source network to train" in refuse(
         network(fits), "--source-epochs", "7"
     )
-    assert "no common layers" in refuse(network(fits), "--methods", "neuron-ot")
+    assert "has no layers named stage1" in refuse(
+        network(fits), "--methods", "neuron-ot"
+    )
