@@ -10,6 +10,11 @@ from tfkd.checks import check_data
 from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
+from tfkd.strategies import (
+    batch_specs,
+    is_multi_worker,
+    multi_worker_function,
+)
 from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
 
@@ -316,6 +321,27 @@ class StudentTrainer(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             x = self._checked(x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def make_train_function(self, force=False):
+        """As `keras.Model.make_train_function`; for several workers too."""
+        if not is_multi_worker(self.distribute_strategy):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = multi_worker_function(self, self.train_step)
+
+    def make_test_function(self, force=False):
+        """As `keras.Model.make_test_function`; for several workers too."""
+        if not is_multi_worker(self.distribute_strategy):
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            self.test_function = multi_worker_function(self, self.test_step)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras reads a batch, which a shuffled dataset would give in another
+        # order from then on, and fails with those of several workers.
+        if iterator is not None and self._distribute_strategy is not None:
+            data_batch, iterator = batch_specs(iterator), None
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def call(self, inputs, training=None):
         """The student's outputs."""
