@@ -1,5 +1,7 @@
 """What `tf.distribute` asks of a trainer, and what Keras leaves undone."""
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -61,3 +63,85 @@ def multi_worker_function(trainer, step):
     if not trainer.run_eagerly:
         one_step = tf.function(one_step, reduce_retracing=True)
     return lambda iterator: one_step(next(iterator))
+
+
+class Part(NamedTuple):
+    """What a replica has of a batch.
+
+    Attributes:
+        mean: How many examples a replica has on average, scalar, float32.
+        share: This one's number, in units of the mean; None where there is
+            one replica.
+    """
+
+    mean: tf.Tensor
+    share: tf.Tensor | None
+
+    def shared(self, value, loss):
+        """A replica's value, so that those of all add up to the batch's.
+
+        Keras divides means by the number of replicas, as if the parts were
+        equal.
+
+        Args:
+            value: Scalar, a mean over the examples of this replica, divided
+                by the number of replicas.
+            loss: What it is a value of; a loss, some losses or anything.
+                Those that add examples up are so already.
+
+        Returns:
+            Scalar.
+        """
+        sums = any(
+            getattr(one, "reduction", None) == "sum"
+            for one in keras.tree.flatten(loss)
+        )
+        if self.share is None or sums:
+            return value
+        return value * tf.cast(self.share, value.dtype)
+
+
+def part_of_batch(inputs):
+    """The `Part` that a replica has.
+
+    Args:
+        inputs: This replica's examples.
+
+    Returns:
+        A `Part`.
+    """
+    examples = tf.cast(_examples(inputs), tf.float32)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return Part(examples, None)
+    mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, examples)
+    return Part(mean, examples / mean)
+
+
+def require_examples(inputs):
+    """The inputs, which fail where one of several replicas has none.
+
+    TensorFlow's convolutions end the process on an empty batch.
+
+    Args:
+        inputs: This replica's part of the batch.
+
+    Returns:
+        `inputs`.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return inputs
+    check = tf.debugging.Assert(
+        _examples(inputs) > 0,
+        [
+            "The last batch has fewer examples than there are replicas: use "
+            "dataset.batch(n, drop_remainder=True), or another n."
+        ],
+    )
+    with tf.control_dependencies([check]):
+        return keras.tree.map_structure(tf.identity, inputs)
+
+
+def _examples(inputs):
+    return tf.shape(keras.tree.flatten(inputs)[0])[0]

@@ -14,6 +14,8 @@ from tfkd.strategies import (
     batch_specs,
     is_multi_worker,
     multi_worker_function,
+    part_of_batch,
+    require_examples,
 )
 from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
@@ -544,10 +546,16 @@ class StudentTrainer(keras.Model):
             )
         ]
         step = self.optimizer.iterations if self.optimizer else tf.constant(0)
+        part = part_of_batch(x)
+        values = [
+            part.shared(value, getattr(match, "loss", None))
+            for match, value in zip(self.matches, values, strict=True)
+        ]
         total, label_loss = self._added_losses(), None
         if self._has_label_loss:
-            label_loss = self._label_loss(
-                x, y, outputs, sample_weight, training
+            label_loss = part.shared(
+                self._label_loss(x, y, outputs, sample_weight, training),
+                self.loss,
             )
             labels = weighted(self.label_weight, label_loss, step)
             if labels is not None:
@@ -556,7 +564,7 @@ class StudentTrainer(keras.Model):
             term = weighted(match.weight, value, step)
             if term is not None:
                 total += tf.cast(term, total.dtype)
-        self._track(total, label_loss, values, x)
+        self._track(total, label_loss, values, part.mean)
         return total, outputs
 
     def _label_loss(self, x, y, outputs, sample_weight, training):
@@ -601,9 +609,8 @@ class StudentTrainer(keras.Model):
             total += tf.cast(tf.reduce_sum(loss), total.dtype)
         return total / replicas
 
-    def _track(self, total, label_loss, values, x):
+    def _track(self, total, label_loss, values, batch):
         """Shows the step's values to their metrics."""
-        batch = tf.shape(keras.tree.flatten(x)[0])[0]
         replicas = self.distribute_strategy.num_replicas_in_sync
         shown = [(self._loss_tracker, total)]
         shown += zip(self._match_metrics, values, strict=True)
@@ -844,6 +851,7 @@ def _unpack(data):
     if record.label is not y and isinstance(sample_weight, dict):
         # Keras gives each entry of y the weights of arrays.
         sample_weight = sample_weight["label"]
+    x = require_examples(x)
     return x, record.label, sample_weight, record.teacher, record.index
 
 
