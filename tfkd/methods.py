@@ -25,7 +25,7 @@ from tfkd.matches import (
     VariationalMatch,
 )
 from tfkd.matches.match import as_pairs
-from tfkd.matches.projectors import fitted_convolution
+from tfkd.matches.projectors import batch_normalization, fitted_convolution
 from tfkd.trace import layer_names, outline
 
 # Width of the space that penultimate features of different width share.
@@ -314,9 +314,7 @@ def _fitnet(student, teacher, *, at="stage2", weight=100.0):
         keras.Sequential(
             [
                 fitted_convolution(ours, theirs),
-                keras.layers.BatchNormalization(
-                    momentum=0.9, epsilon=1e-5, dtype="float32"
-                ),
+                batch_normalization(),
                 keras.layers.ReLU(dtype="float32"),
             ]
         )
@@ -762,9 +760,7 @@ def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
             projector=keras.Sequential(
                 [
                     fitted_convolution(ours, theirs),
-                    keras.layers.BatchNormalization(
-                        momentum=0.9, epsilon=1e-5, dtype="float32"
-                    ),
+                    batch_normalization(),
                 ]
             ),
             weight=weight * 0.5 ** (len(pairs) - number),
