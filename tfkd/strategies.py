@@ -69,7 +69,8 @@ class Part(NamedTuple):
     """What a replica has of a batch.
 
     Attributes:
-        mean: How many examples a replica has on average, scalar, float32.
+        mean: How many examples a replica has on average, scalar, of Keras'
+            floating type or float32.
         share: This one's number, in units of the mean; None where there is
             one replica.
     """
@@ -110,7 +111,8 @@ def part_of_batch(inputs):
     Returns:
         A `Part`.
     """
-    examples = tf.cast(_examples(inputs), tf.float32)
+    dtype = keras.backend.result_type(keras.config.floatx(), "float32")
+    examples = tf.cast(_examples(inputs), dtype)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return Part(examples, None)

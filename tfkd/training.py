@@ -91,7 +91,6 @@ class StudentTrainer(keras.Model):
     def _bind(self):
         """Outlines both networks and binds the matches to them."""
         teachers = self._networks.teachers
-        self._require_replicas()
         for match in self.matches:
             if match.needs_teacher and not teachers:
                 raise ValueError(
@@ -199,16 +198,14 @@ class StudentTrainer(keras.Model):
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
                 reverse; if `jit_compile=True` would give an approximate
-                Jacobian, or a match does not run under it; if a match does
-                not run on several replicas; or if a metric has the name of a
-                match.
+                Jacobian, or a match does not run under it; or if a metric
+                has the name of a match.
         """
         if loss is None and not self.matches:
             raise ValueError(
                 "There is nothing to learn from: compile() got no loss and "
                 "there are no matches."
             )
-        self._require_replicas()
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
         approximate = self._approximate_op()
@@ -631,13 +628,6 @@ class StudentTrainer(keras.Model):
         ]
 
     # === Checks of what users bring ===
-
-    def _require_replicas(self):
-        """Raises if a match cannot be trained by so many replicas."""
-        for match in self.matches:
-            match.require_replicas(
-                self.distribute_strategy.num_replicas_in_sync
-            )
 
     def _require_index(self, index):
         """Raises if a match needs the examples' numbers and has none."""

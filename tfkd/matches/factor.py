@@ -12,7 +12,11 @@ from tfkd.losses.attention_transfer import attention_map, same_size
 from tfkd.losses.distribution import flatten
 from tfkd.matches.base import reduce_values
 from tfkd.matches.match import PairedMatch, place_name, single_signal
-from tfkd.matches.projectors import batch_normalization, projected
+from tfkd.matches.projectors import (
+    batch_normalization,
+    default_dtype,
+    projected,
+)
 from tfkd.precision import at_least_float32
 from tfkd.transport.costs import unit_vectors
 
@@ -42,9 +46,7 @@ class Paraphraser(keras.layers.Layer):
     """
 
     def __init__(self, ratio=0.5, *, name=None, dtype=None):
-        wide = keras.config.floatx() == "float64"
-        default = "float64" if wide else "float32"
-        super().__init__(name=name, dtype=dtype or default)
+        super().__init__(name=name, dtype=dtype or default_dtype())
         self.ratio = check_positive(ratio, "ratio")
         self.encoder = None
         self.decoder = None

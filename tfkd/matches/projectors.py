@@ -61,6 +61,11 @@ def projected(projector, signal):
     return Signal(tuple(out.shape), out.dtype, type(projector).__name__)
 
 
+def default_dtype():
+    """Of what is trained where no signal tells: float32 at least."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
+
+
 def _dtype(signal):
     return "float64" if signal.dtype == "float64" else "float32"
 
@@ -134,7 +139,7 @@ def fitted_convolution(source, target, argument="projector", dtype="float32"):
     )
 
 
-def batch_normalization(dtype="float32"):
+def batch_normalization(dtype):
     """Batch normalisation of a projector, momentum 0.9.
 
     Made in the scope of a strategy of several replicas, it takes its
