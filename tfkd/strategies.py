@@ -60,9 +60,19 @@ def multi_worker_function(trainer, step):
             lambda value: strategy.reduce("MEAN", value, axis=None), logs
         )
 
+    def next_step(iterator):
+        return one_step(iterator.get_next())
+
     if not trainer.run_eagerly:
-        one_step = tf.function(one_step, reduce_retracing=True)
-    return lambda iterator: one_step(next(iterator))
+        # The iterator knows that batches differ in size, its batches do not.
+        next_step = tf.function(next_step, reduce_retracing=True)
+
+    def function(iterator):
+        if isinstance(iterator, tf.distribute.DistributedIterator):
+            return next_step(iterator)
+        return one_step(next(iterator))
+
+    return function
 
 
 class Part(NamedTuple):

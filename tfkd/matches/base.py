@@ -380,9 +380,14 @@ def gathered(batch):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return batch
-    return keras.tree.map_structure(
-        lambda t: None if t is None else context.all_gather(t, axis=0), batch
-    )
+
+    def gather(tensor):
+        if tensor is None:
+            return None
+        # One that came in from outside has no device, which workers need.
+        return context.all_gather(tf.identity(tensor), axis=0)
+
+    return keras.tree.map_structure(gather, batch)
 
 
 def own_rows(rows, examples):
