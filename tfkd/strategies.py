@@ -6,6 +6,58 @@ import keras
 import tensorflow as tf
 
 
+def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
+    """Refuses what Keras cannot do under a strategy.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+        optimizer: As of `keras.Model.compile`.
+        steps_per_execution: Likewise.
+        jit_compile: Likewise.
+
+    Raises:
+        ValueError: With what to do instead.
+    """
+    if keras.distribution.distribution() is not None:
+        raise ValueError(
+            "keras.distribution does nothing on the TensorFlow backend. "
+            "Received: a distribution of type "
+            f"{type(keras.distribution.distribution()).__name__}. Call "
+            "keras.distribution.set_distribution(None), and make networks "
+            "and trainer in the scope of a tf.distribute.MirroredStrategy."
+        )
+    kind = type(strategy).__name__
+    mirrored = (
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+    )
+    optimizer = keras.optimizers.get(optimizer)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = inner.gradient_accumulation_steps
+    if steps and isinstance(strategy, mirrored):
+        raise ValueError(
+            f"Keras cannot accumulate gradients under a {kind}. Received: "
+            f"gradient_accumulation_steps={steps}. Leave it out; for more "
+            "examples a step take more replicas, or train on one device "
+            "outside strategy.scope()."
+        )
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return
+    if steps_per_execution not in (None, 1):
+        raise ValueError(
+            f"Keras cannot run several steps at once on {replicas} replicas. "
+            f"Received: steps_per_execution={steps_per_execution}. Leave it "
+            "out, or take larger batches."
+        )
+    if jit_compile is True:
+        raise ValueError(
+            f"Keras cannot compile with XLA for the {replicas} replicas of a "
+            f'{kind}. Compile with jit_compile=False or "auto", or train on '
+            "one device outside strategy.scope()."
+        )
+
+
 def is_multi_worker(strategy):
     """Whether a strategy trains by several processes, each with its data.
 

@@ -1,6 +1,7 @@
 """The one training step, which every trainer of students shares."""
 
 import contextvars
+import inspect
 
 import keras
 import tensorflow as tf
@@ -12,6 +13,7 @@ from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
 from tfkd.strategies import (
     batch_specs,
+    check_compile,
     is_multi_worker,
     multi_worker_function,
     part_of_batch,
@@ -198,14 +200,25 @@ class StudentTrainer(keras.Model):
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
                 reverse; if `jit_compile=True` would give an approximate
-                Jacobian, or a match does not run under it; or if a metric
-                has the name of a match.
+                Jacobian, or a match does not run under it; if Keras cannot do
+                what is asked for under the strategy of several replicas in
+                whose scope the trainer was made; or if a metric has the name
+                of a match.
         """
         if loss is None and not self.matches:
             raise ValueError(
                 "There is nothing to learn from: compile() got no loss and "
                 "there are no matches."
             )
+        given = inspect.signature(super().compile).bind(
+            optimizer, loss, *args, **kwargs
+        )
+        check_compile(
+            self.distribute_strategy,
+            optimizer,
+            steps_per_execution=given.arguments.get("steps_per_execution"),
+            jit_compile=given.arguments.get("jit_compile"),
+        )
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
         approximate = self._approximate_op()
