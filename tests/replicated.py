@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfkd
@@ -32,7 +33,7 @@ def all_of_a_distiller():
     return "+".join(n for n in names if n not in ("finetune", "l2", "l2-sp"))
 
 
-def network(seed, classes=3):
+def network(seed, classes=3, synchronized=True):
     """A VGG-4 of 16x16 images."""
     keras.utils.set_random_seed(seed)
     return tfkd.models.build(
@@ -40,7 +41,7 @@ def network(seed, classes=3):
         num_classes=classes,
         input_shape=(16, 16, 1),
         width=0.03,
-        synchronized=True,
+        synchronized=synchronized,
     )
 
 
@@ -88,6 +89,19 @@ def transferred(strategy, names):
         return _fitted(
             trainer, (x, y), names, class_weight={0: 0.5, 1: 1.0, 2: 2.0}
         )
+
+
+def through_statistics(strategy, synchronized=True):
+    """As `distilled`, of a Jacobian through the statistics of the batch."""
+    x, y, _ = data()
+    with strategy.scope():
+        trainer = tfkd.Distiller(
+            student=network(0, synchronized=synchronized),
+            teacher=network(1),
+            matches=[tfkd.JacobianMatch(batch_statistics="batch")],
+            label_weight=0.0,
+        )
+        return _fitted(trainer, (x, y), "through statistics")
 
 
 def _fitted(trainer, arrays, name, **kwargs):
@@ -168,10 +182,26 @@ def _mirrored():
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert two.num_replicas_in_sync == 2
     assert_equal(inferred(two), inferred(one))
+    expected = through_statistics(one, synchronized=False)
+    assert_equal(through_statistics(one), expected)
+    assert_equal(through_statistics(two), expected)
     for names in TRANSFER:
         assert_equal(transferred(two, names), transferred(one, names))
     names = all_of_a_distiller()
     assert_equal(distilled(two, names), distilled(one, names))
+    _assert_empty_parts_are_refused(two)
+
+
+def _assert_empty_parts_are_refused(strategy):
+    x, y, _ = data()
+    with strategy.scope():
+        trainer = tfkd.Distiller(student=network(0))
+        trainer.compile(
+            "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        )
+    error, message = tf.errors.InvalidArgumentError, "drop_remainder=True"
+    with pytest.raises(error, match=message):
+        trainer.evaluate(x[:9], y[:9], batch_size=8, verbose=0)
 
 
 def of_workers(strategy):
