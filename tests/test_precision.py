@@ -8,9 +8,10 @@ import replicated
 import tfkd
 
 # How far a value and a step may be off. Measured: 0.4 % and 2.9 % in float16,
-# 1.6 % and 2.3 % in bfloat16. The step of cross-entropy alone is as far off,
-# where a rounded number changes sides of a ReLU or the winner of a pool.
-NEAR = {"mixed_float16": (6e-3, 4e-2), "mixed_bfloat16": (2e-2, 4e-2)}
+# 1.6 % and 9.7 % in bfloat16, where similarities of near examples (sp, rkd)
+# have few digits left. The step of cross-entropy alone is 3 % off: a rounded
+# number changes sides of a ReLU, or the winner of a pool.
+NEAR = {"mixed_float16": (6e-3, 4e-2), "mixed_bfloat16": (2e-2, 0.13)}
 TRANSFER = ("finetune+l2+l2-sp", "lwf+attention+jacobian")
 
 
