@@ -49,12 +49,14 @@ def quiet():
 with quiet():
     import keras
     import numpy as np
+    import resuming
     import tensorflow as tf
     from matplotlib.figure import Figure
     from protocols import ALL, PROTOCOLS
 
     import tfkd
     from tfkd import data, models
+    from tfkd.callbacks import Checkpoints, DivergedError, StopOnDivergence
     from tfkd.export import replacing
     from tfkd.records import unpack
     from tfkd.trace import outline
@@ -318,7 +320,7 @@ def reading(options):
 
 
 def add_output_arguments(parser, *, metavar, default, kind=str):
-    """Adds --output and --overwrite.
+    """Adds --output, --overwrite and --resume.
 
     Args:
         parser: A `Parser`.
@@ -337,6 +339,7 @@ def add_output_arguments(parser, *, metavar, default, kind=str):
         action="store_true",
         help="replace what an earlier run wrote there, when the new is ready",
     )
+    resuming.add_argument(parser)
 
 
 def refuse_repeated(parser, option, values):
@@ -354,10 +357,6 @@ class Score(NamedTuple):
 
     accuracy: float
     loss: float
-
-
-class DivergedError(RuntimeError):
-    """A network returns numbers that are not finite."""
 
 
 def best_epoch(rows):
@@ -412,6 +411,7 @@ def fit(
     protocol="short",
     stage=False,
     progress=None,
+    kept=None,
 ):
     """Trains a student by a protocol.
 
@@ -424,11 +424,16 @@ def fit(
         stage: Whether it is a stage before the main one.
         progress: Function of the dict of an epoch that was validated, called
             at its end, or None.
+        kept: Folder of its checkpoints, to go on from; or None.
 
     Returns:
         A list with a dict for each epoch: epoch, learning_rate (at its end),
         the metrics of training, and in some epochs (the last among them)
         validation_accuracy and validation_loss.
+
+    Raises:
+        DivergedError: If the loss or a logit is not finite.
+        OSError: If a checkpoint cannot be written.
     """
     protocol = ALL[protocol]
     steps = epochs * int(dataset.train.cardinality())
@@ -440,18 +445,30 @@ def fit(
     recorder = _Recorder(
         dataset.validation, epochs, protocol.evaluations or epochs, progress
     )
+    if kept is None:
+        checkpoints = None
+        last = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: dataset.set_epoch(epoch)
+        )
+    else:
+        checkpoints = last = Checkpoints(kept, data=dataset)
     distiller.fit(
         dataset.train,
         epochs=epochs,
         shuffle=False,  # tf.data shuffles.
         verbose=0,
-        callbacks=[recorder],
+        callbacks=[StopOnDivergence(checkpoints), recorder, last],
     )
-    return recorder.rows
+    rows = recorder.rows if kept is None else checkpoints.history
+    first = ("epoch", "learning_rate")
+    return [{**{name: row[name] for name in first}, **row} for row in rows]
 
 
 class _Recorder(keras.callbacks.Callback):
-    """Collects metrics; validates the student alone, now and then."""
+    """Collects metrics; validates the student alone, now and then.
+
+    What it adds to the logs is in the checkpoints of a callback after it.
+    """
 
     def __init__(self, validation, epochs, evaluations, progress):
         super().__init__()
@@ -466,14 +483,14 @@ class _Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1
         rate = self.model.optimizer.learning_rate.numpy().item()
-        row = {"epoch": epoch, "learning_rate": rate, **(logs or {})}
-        self.rows.append(row)
+        logs["learning_rate"] = rate
         if epoch in self._due:
             score = evaluate(self.model.student, self._validation)
-            row["validation_accuracy"] = score.accuracy
-            row["validation_loss"] = score.loss
-            if self._progress:
-                self._progress(row)
+            logs["validation_accuracy"] = score.accuracy
+            logs["validation_loss"] = score.loss
+        self.rows.append({"epoch": epoch, **logs})
+        if epoch in self._due and self._progress:
+            self._progress(self.rows[-1])
 
 
 def load_data(name, *, protocol="short", **settings):
@@ -501,7 +518,7 @@ def build(recipe, dataset):
     )
 
 
-def train(network, dataset, recipe, progress=None):
+def train(network, dataset, recipe, progress=None, kept=None):
     """Trains what `build` returned; as `fit`."""
     keras.utils.set_random_seed(recipe.seed)
     return fit(
@@ -511,6 +528,7 @@ def train(network, dataset, recipe, progress=None):
         learning_rate=recipe.learning_rate,
         protocol=recipe.protocol,
         progress=progress,
+        kept=kept,
     )
 
 
@@ -621,7 +639,7 @@ def given_teacher(path):
     return file
 
 
-def train_teacher(parser, option, recipe, dataset, file):
+def train_teacher(parser, option, recipe, dataset, file, kept=None):
     """Trains a network by its labels and keeps it.
 
     Args:
@@ -630,6 +648,7 @@ def train_teacher(parser, option, recipe, dataset, file):
         recipe: A `Recipe`.
         dataset: A `tfkd.data.Dataset`.
         file: Where to keep it.
+        kept: Folder of all checkpoints of the run, or None.
     """
     writing = output_file(file, overwrite=True)
     with parser.opening(option, writing) as temporary:
@@ -637,7 +656,13 @@ def train_teacher(parser, option, recipe, dataset, file):
         say(f"training the {name}, {recipe.epochs} epochs ...", end=" ")
         start = time.perf_counter()
         network = build(recipe, dataset)
-        train(network, dataset, recipe, progress=dot)
+        train(
+            network,
+            dataset,
+            recipe,
+            progress=dot,
+            kept=kept and kept / name,
+        )
         network.save(temporary)
         say(f" {time.perf_counter() - start:.0f} s")
 
@@ -840,15 +865,18 @@ def run(parser, body):
         body: Function without arguments that returns the exit code.
 
     Returns:
-        The body's exit code; 1 if a network diverged or another run took the
-        output's place; 130 if it was interrupted.
+        The body's exit code; 1 if a network diverged, the disk is full or
+        another run took the output's place; 130 if it was interrupted.
     """
     try:
         return body()
     except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        print(
+            "\nInterrupted: nothing was written but checkpoints, of --resume.",
+            file=sys.stderr,
+        )
         return 130
-    except (DivergedError, FileExistsError) as error:
+    except (DivergedError, OSError) as error:
         print(f"\n{parser.prog}: error: {error}", file=sys.stderr)
         return 1
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import common
 import keras
+import resuming
 from protocols import PROTOCOLS
 
 import tfkd
@@ -197,18 +198,24 @@ def _distill(parser, options):
         or common.SAVED_MODELS
         / f"distill-{common.slug(options.dataset)}-{stamp}"
     )
+    if resuming.is_complete(parser, options, "distill"):
+        common.say(f"{output} is complete")
+        return 0
     writing = common.run_folder(output, "distill", options.overwrite)
-    with parser.opening("--output", writing) as folder:
+    with (
+        resuming.keeping(parser, options, "distill") as kept,
+        parser.opening("--output", writing) as folder,
+    ):
         dataset, recipe, teacher_file = _prepare(parser, options)
         common.say(common.describe(dataset, options.protocol))
         if recipe and not teacher_file.exists():
             common.train_teacher(
-                parser, "--teacher", recipe, dataset, teacher_file
+                parser, "--teacher", recipe, dataset, teacher_file, kept
             )
         network = common.load_teacher(teacher_file)
         teacher = _measured(options, "teacher", network, dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
-        runs = _train_students(options, network)
+        runs = _train_students(options, network, kept)
         chosen = max(
             runs,
             key=lambda run: (run.choice.accuracy, -run.choice.loss),
@@ -369,8 +376,17 @@ def _distillers(method, options, dataset, student, teacher):
     yield None, options.epochs, tfkd.Distiller(matches=method, **networks)
 
 
-def _train_students(options, teacher):
-    """The `Run` of each method with each seed; prints a line for each."""
+def _train_students(options, teacher, kept):
+    """The `Run` of each method with each seed; prints a line for each.
+
+    Args:
+        options: An `argparse.Namespace`.
+        teacher: A Keras model.
+        kept: Folder of all checkpoints of the run, or None.
+
+    Returns:
+        A list.
+    """
     plan = [(m, seed) for m in options.method for seed in options.seeds]
     longest = max(map(len, options.method))
     runs = []
@@ -395,6 +411,7 @@ def _train_students(options, teacher):
                 protocol=options.protocol,
                 stage=stage is not None,
                 progress=common.dot,
+                kept=kept and kept / f"{method}-seed{seed}" / (stage or "main"),
             )
             if stage:
                 stages += [{**row, "stage": stage} for row in history]

@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import common
+import resuming
 from protocols import PROTOCOLS
 
 from tfkd import models
@@ -93,8 +94,14 @@ def _train(parser, options):
         or common.SAVED_MODELS
         / f"{recipe.network}-{common.slug(options.dataset)}.keras"
     )
+    if resuming.is_complete(parser, options, "train"):
+        common.say(f"{output} is complete")
+        return 0
     writing = common.output_file(output, options.overwrite)
-    with parser.opening("--output", writing) as file:
+    with (
+        resuming.keeping(parser, options, "train") as kept,
+        parser.opening("--output", writing) as file,
+    ):
         with parser.checking("--dataset"):
             dataset = common.load_data(
                 options.dataset,
@@ -113,7 +120,11 @@ def _train(parser, options):
         on_test = common.validates_on_test(recipe.protocol)
         seen = "test" if on_test else "validation"
         rows = common.train(
-            network, dataset, recipe, progress=functools.partial(_show, seen)
+            network,
+            dataset,
+            recipe,
+            progress=functools.partial(_show, seen),
+            kept=kept,
         )
         network.save(file)
     test = common.evaluate(network, dataset.test)

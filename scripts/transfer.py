@@ -17,6 +17,7 @@ from typing import NamedTuple
 import common
 import keras
 import numpy as np
+import resuming
 from matplotlib.figure import Figure
 from protocols import TRANSFER
 
@@ -84,6 +85,8 @@ def main(argv=None):
     """
     parser = _parser()
     options = parser.parse(argv, SMOKE)
+    if options.steps != parser.get_default("steps"):
+        options.epochs = None
     if options.learning_rate is None:
         options.learning_rate = TRANSFER[options.protocol].learning_rate
     return common.run(parser, lambda: _transfer(parser, options))
@@ -215,19 +218,19 @@ def _add_training_arguments(parser):
             for name, protocol in TRANSFER.items()
         ),
     )
-    add(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--epochs",
         type=common.integer(1),
         default=100,
         metavar="N",
         help="passes over the training images",
     )
-    add(
+    length.add_argument(
         "--steps",
         type=common.integer(1),
         metavar="N",
-        help="instead of epochs, in the protocols that count so: steps, "
-        "rounded up to whole epochs",
+        help="instead of epochs: steps, rounded up to whole epochs",
     )
     add(
         "--batch-size",
@@ -298,16 +301,24 @@ def _transfer(parser, options):
         or common.SAVED_MODELS
         / f"transfer-{common.slug(options.dataset)}-{stamp}"
     )
+    if resuming.is_complete(parser, options, "transfer"):
+        common.say(f"{output} is complete")
+        return 0
     writing = common.run_folder(output, "transfer", options.overwrite)
-    with parser.opening("--output", writing) as folder:
+    with (
+        resuming.keeping(parser, options, "transfer") as kept,
+        parser.opening("--output", writing) as folder,
+    ):
         target, source_data, recipe, file = _prepare(parser, options)
         if recipe and not file.exists():
             common.say(f"source {common.describe(source_data)}")
-            common.train_teacher(parser, "--source", recipe, source_data, file)
+            common.train_teacher(
+                parser, "--source", recipe, source_data, file, kept
+            )
         source = common.load_teacher(file)
         common.say(f"source network: {file}")
         common.say(f"target {common.describe(target)}")
-        runs, chosen, student = _train_students(options, source)
+        runs, chosen, student = _train_students(options, source, kept)
         images, _ = next(iter(target.validation.rebatch(common.CHECKED_IMAGES)))
         with common.quiet():
             exports = export_student(
@@ -361,6 +372,7 @@ def _prepare(parser, options):
     for option in ("methods", "seeds", "examples_per_class"):
         name = f"--{option.replace('_', '-')}"
         common.refuse_repeated(parser, name, getattr(options, option))
+    _refuse_settings_of_no_method(parser, options)
     recipe = source_data = None
     if options.source in models.NAMES:
         recipe = common.RECIPE._replace(
@@ -368,7 +380,8 @@ def _prepare(parser, options):
             width=options.source_width,
             epochs=options.source_epochs,
         )
-        with parser.checking("--source-dataset"):
+        option = "--source-dataset" if options.source_dataset else "--dataset"
+        with parser.checking(option):
             source_data = _source_data(options)
     with parser.checking("--dataset"):
         target = _target_data(options, None, options.seeds[0])
@@ -395,6 +408,21 @@ def _prepare(parser, options):
             for weight in _weights_of(method, options):
                 _trainer(method, weight, options, target, source)
     return target, source_data, recipe, file
+
+
+def _refuse_settings_of_no_method(parser, options):
+    """Refuses settings that none of the methods would heed."""
+    tuned = any(_weights_of(m, options) != [None] for m in options.methods)
+    if options.weights and not tuned:
+        parser.error(
+            "argument --weights: it is for methods of fine-tuning, l2-sp and "
+            f"neuron-ot say, not for {', '.join(options.methods)}"
+        )
+    if options.layers and not any(map(_compares_layers, options.methods)):
+        parser.error(
+            "argument --layers: it is for neuron-* as methods of fine-tuning, "
+            f"not for {', '.join(options.methods)}"
+        )
 
 
 def _refuse_settings_of_training(parser, options):
@@ -446,15 +474,27 @@ def _target_data(options, examples, seed):
 
 
 def _reading(options, name):
-    """Arguments of `data.load` that say how images are read."""
-    given = {"skip_corrupt": options.skip_corrupt}
-    if options.image_size:
-        given["image_size"] = options.image_size
-    if options.data_dir:
-        given["data_dir"] = options.data_dir
-    if options.download:
-        given["download"] = True
-    return given
+    """Arguments of `data.load` that say how images are read.
+
+    Where source and target are different datasets, what is only for one of
+    them is not given to the other.
+    """
+    other = options.source_dataset or options.dataset
+    if name == other:
+        other = options.dataset
+    return {
+        argument: getattr(options, argument)
+        for argument in ("image_size", "skip_corrupt", "data_dir", "download")
+        if getattr(options, argument)
+        and (_is_for(argument, name) or not _is_for(argument, other))
+    }
+
+
+def _is_for(argument, name):
+    """Whether `data.load` takes an argument for a dataset."""
+    if argument in ("data_dir", "download"):
+        return name in data.prepared.NAMES
+    return name.startswith("folder:") or name in data.prepared.PHOTOGRAPHS
 
 
 def _build_student(options, dataset):
@@ -474,6 +514,11 @@ def _role(method):
     return "start" if set(method.split("+")) <= known else "teacher"
 
 
+def _compares_layers(method):
+    """Whether a method compares neurons with the student's start."""
+    return "neuron" in method and _role(method) == "start"
+
+
 def _weights_of(method, options):
     """The weights to try; None is the method's own."""
     fixed = method in _UNWEIGHTED or _role(method) != "start"
@@ -487,7 +532,7 @@ def _trainer(method, weight, options, dataset, source):
     settings = {} if weight is None else {"weight": weight}
     if role == "start":
         student = models.with_head(source, num_classes=dataset.num_classes)
-        if options.layers and "neuron" in name:
+        if options.layers and _compares_layers(method):
             settings["at"] = options.layers
         built = tfkd.methods.build(name, student=student, **settings)
         reference = "start" if built.matches else None
@@ -520,8 +565,13 @@ def _epochs(options, dataset):
     return options.epochs or math.ceil(options.steps / steps)
 
 
-def _train_students(options, source):
+def _train_students(options, source, kept):
     """Trains all students, with a line for each.
+
+    Args:
+        options: An `argparse.Namespace`.
+        source: The source network.
+        kept: Folder of all checkpoints of the run, or None.
 
     Returns:
         List of all `Run`s, the best by validation, and its student.
@@ -545,6 +595,7 @@ def _train_students(options, source):
             epochs=_epochs(options, dataset),
             learning_rate=options.learning_rate,
             protocol=options.protocol,
+            kept=kept and kept / f"student{number}",
         )
         student = transferer.student
         tested = models.average_views(student) if options.ten_crop else student

@@ -22,6 +22,10 @@ LINES = (
     ("strategies", "training"),
     ("trace", "teachers", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),
+    ("copies", "models"),
+    ("copies", "transferer"),
+    ("copies", "export"),
+    ("export", "callbacks"),
 )
 
 

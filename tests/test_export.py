@@ -110,6 +110,30 @@ def test_students_of_16_bits_are_exported_in_float32(
     assert network.get_layer("conv1").compute_dtype == policy[6:]
 
 
+def test_students_of_16_bits_normalise_inputs_as_before(inputs, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        scale = keras.layers.Normalization(dtype="float32")
+        scale.adapt(5.0 * inputs + 7.0)
+        student = keras.Sequential(
+            [
+                keras.Input(inputs.shape[1:]),
+                scale,
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    kernel, bias = student.layers[-1].get_weights()
+    report = export_student(student, tmp_path)
+    exact = scale(inputs).numpy().reshape([len(inputs), -1]) @ kernel + bias
+    for artefact in report.values():
+        np.testing.assert_allclose(
+            predict(artefact.path, inputs), exact, atol=1e-5
+        )
+
+
 @keras.saving.register_keras_serializable("test_export")
 class Subclassed(keras.Model):
     """A model whose config governs its precision only if it passes it on."""

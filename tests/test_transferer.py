@@ -361,6 +361,40 @@ def test_subclassed_students(pair, images):
     _step(finetuned, images)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Unnamed(keras.Model):
+    """Its layers have the names that Keras counts up."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flat = keras.layers.Flatten()
+        self.first = keras.layers.Dense(8)
+        self.second = keras.layers.Dense(8)
+        self.third = keras.layers.Dense(8)
+        self.scores = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        features = self.second(self.first(self.flat(inputs)))
+        return self.scores(self.third(features))
+
+
+def test_layers_without_a_name_are_compared_with_themselves(images):
+    student = Unnamed()
+    student(images[0])
+    keras.backend.clear_session()  # which counts from the beginning again
+    keras.layers.Dense(1)
+    matches = [
+        tfkd.L2SP(1.0, 0.0),
+        tfkd.Match(tfkd.losses.SquaredError(), at=student.third.name),
+    ]
+    finetuned = _finetuned(student, matches)
+    values = finetuned.evaluate(*images, verbose=0, return_dict=True)
+    assert values["l2sp"] == values["squared_error"] == 0.0
+    student.second.kernel.assign_add(tf.ones([8, 8]))
+    values = finetuned.evaluate(*images, verbose=0, return_dict=True)
+    np.testing.assert_allclose(values["l2sp"], 32.0, rtol=1e-5)
+
+
 def test_what_matches_observe_of_the_teacher_can_be_kept(
     pair, images, tmp_path
 ):
@@ -397,6 +431,22 @@ def test_the_reference_is_bit_identical_after_training(make_network, images):
     }
     kernel = student.get_layer("conv1").kernel.numpy()
     assert np.any(kernel != before[0])
+
+
+def test_the_reference_normalises_inputs_as_the_student(images):
+    """Whose constants are no weights."""
+    scale = keras.layers.Normalization()
+    scale.adapt(5.0 * images[0] + 7.0)
+    student = keras.Sequential(
+        [
+            keras.Input(images[0].shape[1:]),
+            scale,
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    reference = _finetuned(student, []).reference
+    np.testing.assert_array_equal(reference(images[0]), student(images[0]))
 
 
 def test_the_reference_is_what_matches_compare_with(make_network, images):

@@ -3,6 +3,7 @@
 from tfkd import (
     analysis,
     caching,
+    callbacks,
     data,
     export,
     losses,
@@ -45,6 +46,7 @@ __all__ = [
     "VariationalMatch",
     "analysis",
     "caching",
+    "callbacks",
     "data",
     "export",
     "losses",

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd.copies import copy_weights
+
 _HALF_PRECISION = ("float16", "bfloat16")
 
 
@@ -168,7 +170,7 @@ def in_float32(model):
         # Keras exports a subclassed model only after a call.
         shapes = model.get_build_config()["input_shape"]
         clone(keras.tree.map_shape_structure(_zeros, shapes))
-    clone.set_weights([np.float32(weight) for weight in model.get_weights()])
+    copy_weights(source=model, target=clone)
     return clone
 
 

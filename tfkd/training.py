@@ -632,6 +632,22 @@ class StudentTrainer(keras.Model):
             )
 
     @property
+    def terms(self):
+        """Name of the metric -> what it is called, of each term of the loss.
+
+        Terms that are switched off by a weight of 0 are left out.
+        """
+        terms = {}
+        if self._learns_labels():
+            terms["label_loss"] = "label_loss"
+        for match, metric in zip(
+            self.matches, self._match_metrics, strict=True
+        ):
+            if callable(match.weight) or match.weight > 0:
+                terms[metric.name] = f"match '{metric.name}'"
+        return terms
+
+    @property
     def metrics(self):
         """As `keras.Model.metrics`; `label_loss` only if there is one."""
         return [

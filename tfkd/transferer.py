@@ -2,6 +2,7 @@
 
 import keras
 
+from tfkd.copies import copy_weights
 from tfkd.trace import Signal, Trace, classifier, find_layer, outline
 from tfkd.training import StudentTrainer, describe_networks
 
@@ -337,7 +338,15 @@ def _frozen_copy(student):
         copy = type(student).from_config(config)
         if not copy.built:
             copy(_symbolic_inputs(student))
-        copy.set_weights(student.get_weights())
+        copy_weights(source=student, target=copy)
+        # Layers that a subclassed model does not name are counted up by Keras
+        # over all models; matches know both networks' layers by their names.
+        for ours, theirs in zip(
+            student._flatten_layers(include_self=False),
+            copy._flatten_layers(include_self=False),
+            strict=True,
+        ):
+            theirs.name = ours.name
     except Exception as error:
         raise ValueError(
             f"reference=\"start\" copies the student, but '{student.name}' of "

@@ -227,7 +227,8 @@ def flip_last(content, byte):
     return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
 
 
-ZIPPED = gzip.compress(GOOD_IMAGES)
+# Without the time of day, which pytest would put into the names of tests.
+ZIPPED = gzip.compress(GOOD_IMAGES, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +280,116 @@ def test_decompression_stops_after_the_promise(tmp_path):
     del content
     peak = peak_memory(lambda: idx.read_array(path, num_dims=1))
     assert peak < 2**23
+
+
+def test_labels_are_counted_before_they_are_read(folder):
+    """64 MiB of them in a few kilobytes, for 200 images."""
+    (folder / TRAIN_LABELS).unlink()
+    content = bytes([0, 0, 8, 1]) + struct.pack(">I", 2**26) + bytes(2**26)
+    (folder / f"{TRAIN_LABELS}.gz").write_bytes(gzip.compress(content, 1))
+    del content
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="200 images.*67108864 labels"):
+            load(folder)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def spoilt(rng):
+    """An IDX file with a few faults at random, mostly in its header."""
+    size = rng.integers(1, 5, 3)
+    content = bytearray(encode(rng.integers(0, 256, size)))
+    for _ in range(rng.integers(0, 4)):
+        fault = rng.integers(6)
+        place = int(rng.integers(0, min(len(content), 18)))
+        if fault == 0:
+            content[place] = rng.integers(256)
+        elif fault == 1:
+            content[place] ^= 1 << int(rng.integers(8))
+        elif fault == 2:
+            del content[place:]
+        elif fault == 3:
+            del content[place]
+        elif fault == 4:
+            content[place:place] = rng.bytes(rng.integers(1, 5))
+        else:
+            huge = rng.choice([0, 1, 255, 2**16, 2**31, 2**32 - 1])
+            content[4:8] = struct.pack(">I", huge)
+        content = content or bytearray(b"\0")
+    return bytes(content)
+
+
+def read_or_refuse(path):
+    """The array and None, or None and why the file is refused."""
+    array, message = None, None
+    try:
+        array = idx.read_array(path, num_dims=3)
+    except ValueError as error:
+        message = str(error)
+    assert array is not None or message.startswith(f"Invalid IDX file {path}.")
+    return array, message
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_any_header_is_read_as_it_says_or_refused(tmp_path, suffix):
+    """1000 files: no other exception, no more memory than bytes are there."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"images{suffix}"
+    read, refused = 0, set()
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            content = spoilt(rng)
+            path.write_bytes(gzip.compress(content, 1) if suffix else content)
+            array, message = read_or_refuse(path)
+            if message:
+                refused.add(message.split("Expected ")[1].split()[0])
+                continue
+            read += 1
+            shape = struct.unpack(">3I", content[4:16])
+            assert content[:4] == b"\0\0\x08\x03"
+            assert array.shape == shape
+            assert array.tobytes() == content[16:]
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert read > 200
+    # A wrong magic, a short header, dimensions, and bytes that are not there.
+    assert {"the", "a", "dimensions"} < refused
+    assert len(refused) > 4
+
+
+@pytest.mark.parametrize("faults", [1, 3])
+def test_any_damage_to_a_gzip_stream_is_refused_or_harmless(tmp_path, faults):
+    """Bytes of a stream at random; a header's time may be any."""
+    rng = np.random.default_rng(faults)
+    path = tmp_path / "images.gz"
+    content = encode(np.arange(60).reshape(3, 4, 5))
+    for _ in range(500):
+        stream = bytearray(gzip.compress(content))
+        for place in rng.integers(0, len(stream), faults):
+            stream[place] = rng.integers(256)
+        path.write_bytes(stream[: rng.integers(len(stream) // 2, 200)])
+        array, message = read_or_refuse(path)
+        assert message or array.tobytes() == content[16:]
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    outside = tmp_path / "secret"
+    (folder / TEST_LABELS).rename(outside)
+    (folder / TEST_LABELS).symlink_to(outside)
+    with pytest.raises(ValueError, match="leads out of .* by a link") as error:
+        load(folder)
+    assert str(outside) in str(error.value)
+
+
+def test_links_within_the_folder_and_to_it_are_followed(folder, tmp_path):
+    (folder / TEST_LABELS).rename(folder / "labels")
+    (folder / TEST_LABELS).symlink_to("labels")
+    (tmp_path / "link").symlink_to(folder)
+    assert load(tmp_path / "link").num_test == 30
 
 
 def test_images_of_two_sizes_are_refused(folder):

@@ -1,6 +1,7 @@
 """Datasets of TensorFlow Datasets: found, streamed, and what is missing."""
 
 import logging
+import shutil
 import sys
 
 import numpy as np
@@ -199,6 +200,29 @@ def test_an_index_is_always_the_same_photograph(cars):
             numbers, _, indices = examples(data, "train")
             for number, index in zip(numbers, indices, strict=True):
                 assert known.setdefault(index, number) == number
+
+
+def test_data_that_name_files_elsewhere_are_refused(cars, tmp_path):
+    """By a template of names with dots in it."""
+    cars = shutil.copytree(cars, tmp_path / "data")
+    (info,) = (cars / "cars196").glob("*/dataset_info.json")
+    text = info.read_text()
+    name = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    assert name in text
+    info.write_text(text.replace(name, f"../../../{name}"))
+    with pytest.raises(ValueError, match="leads out of"):
+        load(cars)
+
+
+def test_data_that_link_to_files_elsewhere_are_refused(cars, tmp_path):
+    cars = shutil.copytree(cars, tmp_path / "data")
+    file = next((cars / "cars196").glob("*/*tfrecord*"))
+    outside = tmp_path / "outside"
+    file.rename(outside)
+    file.symlink_to(outside)
+    with pytest.raises(ValueError, match="leads out of") as error:
+        load(cars)
+    assert str(outside) in str(error.value)
 
 
 def test_order_is_new_in_every_epoch_and_repeats_by_seed(cars):

@@ -56,6 +56,20 @@ def test_the_backbone_shares_nothing_and_stays_as_it_was(backbone, images):
     np.testing.assert_array_equal(backbone(images, training=False), outputs)
 
 
+def test_the_copy_normalises_inputs_as_the_backbone(images):
+    """As networks of `keras.applications` do, with what they were given."""
+    scale = keras.layers.Normalization()
+    scale.adapt(5.0 * images + 7.0)
+    backbone = keras.Sequential(
+        [keras.Input(SHAPE), scale, keras.layers.Conv2D(4, 3)]
+    )
+    model = tfkd.models.with_head(backbone, num_classes=2)
+    features = keras.Model(model.input, model.get_layer("features").output)
+    np.testing.assert_allclose(
+        features(images), np.mean(backbone(images), axis=(1, 2)), rtol=1e-5
+    )
+
+
 def test_frozen_layers_stay_frozen(backbone):
     for layer in backbone.layers[:5]:
         layer.trainable = False

@@ -231,6 +231,7 @@ def test_config_holds_every_option(run):
         "teacher_epochs": 1,
         "output": str(run),
         "overwrite": False,
+        "resume": False,
         "protocol": "short",
         "smoke": True,
     }

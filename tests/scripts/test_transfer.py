@@ -16,6 +16,7 @@ from tfkd import data
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
 
 import common
+import prepared
 import protocols
 import transfer
 
@@ -204,7 +205,12 @@ def test_methods_start_where_they_should(run, tmp_path, seen, saved_models):
         assert (trainer.source_head is not None) == (method == "lwf")
     _, dataset, options = seen[0]
     assert dataset.num_train == 6
-    assert options == {"epochs": 2, "learning_rate": 5e-3, "protocol": "short"}
+    assert options == {
+        "epochs": 2,
+        "learning_rate": 5e-3,
+        "protocol": "short",
+        "kept": None,
+    }
 
 
 def test_layers_of_neurons_are_given(run, tmp_path, seen):
@@ -250,6 +256,29 @@ def test_ten_crops_are_averaged(run, tmp_path, seen, monkeypatch):
     np.testing.assert_allclose(entry["test_accuracy"], np.mean(correct))
 
 
+def test_photographs_from_a_source_of_small_images(run, tmp_path, seen):
+    """What is for one of the datasets alone does not trouble the other."""
+    for path in ("train/a", "train/b", "test/a", "test/b"):
+        folder = tmp_path / "photographs" / path
+        folder.mkdir(parents=True)
+        for number in range(10):
+            content = prepared.photograph(number)
+            (folder / f"{number}.jpg").write_bytes(content)
+    argv = [*TINY, "--methods", "lwf", "neuron-ot", "--ten-crop", "--augment"]
+    argv += [*("--dataset", f"folder:{tmp_path / 'photographs'}")]
+    argv += [*("--source-dataset", "cifar10"), *("--image-size", "32")]
+    argv += [*("--data-dir", str(tmp_path)), "--skip-corrupt"]
+    argv += [*("--output", str(tmp_path / "run"))]
+    with prepared.mocked("cifar10", tmp_path, 200):
+        assert transfer.main(argv) == 0
+        (_, source, _), (forgetless, target, _), _ = seen
+        x, _ = next(iter(target.test))
+        assert source.name == "cifar10"
+    assert x.shape == (20, 10, 32, 32, 3)
+    assert forgetless.source_head.units == 10
+    assert len(read_config(tmp_path / "run")["runs"]) == 2
+
+
 # === Protocols ===
 
 
@@ -285,9 +314,17 @@ def test_protocols_set_length_and_batches(run, tmp_path, seen):
             "digits", batch_size=batch, classes=[5], examples_per_class=5
         )
         assert transfer._epochs(options, dataset) == epochs
-    options.epochs, options.steps = None, 150
-    dataset = data.load("digits", batch_size=8, examples_per_class=2)
-    assert transfer._epochs(options, dataset) == 50  # of 3 steps
+
+
+@pytest.mark.parametrize("protocol", ["short", "scenes", "finetune"])
+def test_a_number_of_steps_makes_whole_epochs(run, tmp_path, seen, protocol):
+    """6 images of 3 classes are 2 steps of 4 images."""
+    argv = [*("--methods", "scratch"), *("--protocol", protocol)]
+    argv += [*("--steps", "3"), *("--batch-size", "4")]
+    argv += ["--smoke", *("--output", str(tmp_path / "run"))]
+    assert transfer.main(argv) == 0
+    ((_, _, options),) = seen
+    assert options["epochs"] == 2
 
 
 def test_defaults_compare_with_scratch_and_fine_tuning():
@@ -310,6 +347,10 @@ def test_defaults_compare_with_scratch_and_fine_tuning():
         (["--weights", "0.1,x"], "--weights: expected a finite number"),
         (["--weights", "0.1,0.1"], "a weight given twice"),
         (["--weights", "1", "--methods", "neuron-ot+l2"], "`weight` belongs"),
+        (["--weights", "1", "--methods", "lwf"], "--weights: .*fine-tuning"),
+        (["--layers", "stage1", "--methods", "l2"], r"--layers: .*neuron-\*"),
+        (["--steps", "9"], "--steps: not allowed with argument --epochs"),
+        (["--dataset", "folder:none"], "--dataset: No folder"),
         (["--methods", "neuron-ot", "--layers", "stag1"], "no layer 'stag1'"),
         (["--examples-per-class", "3", "3"], r"\[3\] given twice"),
         (["--examples-per-class", "500"], r"--examples-per-class.*at most"),

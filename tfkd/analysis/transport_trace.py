@@ -16,7 +16,7 @@ from tfkd.arguments import check_names
 from tfkd.trace import Trace
 from tfkd.transport import ipot
 
-# Enough for plans as sharp as permutations.
+# Enough for plans as sharp as permutations, but where neurons are close.
 _NUM_ITERS = 200
 # Of two neurons' squared distance, relative to their mean square: below, they
 # are one and the same.
@@ -32,8 +32,8 @@ class TransportTrace(NamedTuple):
         partners: For each layer the neuron of the second network that takes
             the most of each neuron of the first, integers `[neurons]`.
         entropies: For each layer the mean entropy of a neuron's row of the
-            plan, in units of log(neurons): 0 where each has one partner, 1
-            where all are alike.
+            plan that `tfkd.transport.ipot` finds, in units of log(neurons):
+            0 where each has one partner, 1 where all are alike.
     """
 
     layers: tuple
@@ -200,7 +200,8 @@ class _Products:
     def solved(self):
         """The trace, the partners and the entropy of the plan."""
         squared = _squared(self.own, self.other, self.cross)
-        plan = ipot(np.sqrt(squared), num_iters=_NUM_ITERS).plan.numpy()
+        distances = np.sqrt(squared)
+        plan = ipot(distances, num_iters=_NUM_ITERS).plan.numpy()
         scale = np.diag(self.own).mean() + np.diag(self.other).mean()
         alike = np.eye(len(plan), dtype=bool)
         for product in (self.own, self.other):
@@ -210,6 +211,9 @@ class _Products:
         entropy = -np.sum(rows * logs, axis=1).mean()
         if len(plan) > 1:
             entropy /= np.log(len(plan))
+        # Neurons that are close to each other, beside the rest, would share
+        # partners in that plan even where a network is compared with itself.
+        plan = ipot(distances, solver="exact").plan.numpy()
         return np.sum(plan[alike]), plan.argmax(axis=1), entropy
 
 

@@ -62,10 +62,10 @@ def load(
 
     The splits are stratified and the same for every `seed`, machine and
     version, so a teacher has never seen another run's test images. `seed`
-    governs the subset and, together with TensorFlow's global seed, the order
-    of the training images and their augmentation: a fresh process with the
-    same two seeds (or the same `seed` and no global one) repeats both, epoch
-    by epoch.
+    governs the subset. Order and augmentation of the training images are
+    functions of `seed` and of the number of the epoch, whatever other seeds
+    are set: a fresh process repeats them, and `Dataset.set_epoch` makes it go
+    on at any epoch.
 
     Args:
         name: One of `tfkd.data.NAMES`, FOLDER being a path.

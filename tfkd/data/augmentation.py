@@ -1,35 +1,8 @@
-"""Random copies of training images, reproducible and new in every epoch."""
+"""Random copies of training images, functions of a seed."""
 
 import tensorflow as tf
 
 PADDING = 4
-
-
-def with_seeds(dataset, seed):
-    """Elements with a seed for stateless random numbers beside each.
-
-    The seeds are functions of `seed`, the number of the pass over the
-    dataset, and the position in it, so that they are the same in another
-    process and different in every epoch.
-
-    Args:
-        dataset: A finite `tf.data.Dataset` of known cardinality.
-        seed: An integer in [0, 2**32).
-
-    Returns:
-        A `tf.data.Dataset` of `(element, seed)`, seed int64 `[2]`, of the
-        same cardinality.
-    """
-    passes = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    # Drawn once at the beginning of a pass, then repeated.
-    seeds = passes.take(1).flat_map(
-        lambda drawn: tf.data.Dataset.counter().map(
-            lambda position: tf.stack([drawn, position])
-        )
-    )
-    return tf.data.Dataset.zip(dataset, seeds).apply(
-        tf.data.experimental.assert_cardinality(dataset.cardinality())
-    )
 
 
 def shift_and_mirror(images, *, seed, mirror, padding=PADDING):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.data import augmentation
+from tfkd.data import passes as passes_lib
 from tfkd.records import Record
 
 _VALIDATION_FRACTION = 0.1
@@ -24,7 +25,9 @@ class Dataset:
     channels]`, equal to `(pixels - mean) / std`, and `y` int32 `[batch]` in
     `[0, num_classes)`, or a record with the example's index. All know their
     cardinality and keep an incomplete last batch. `train` has a new order in
-    every epoch and, if augmented, new copies; the others keep theirs.
+    every epoch and, if augmented, new copies, both functions of the seed and
+    of the number of the epoch; the others keep theirs. Passes over `train`
+    are epochs 0, 1, 2, ..., unless `set_epoch` says otherwise.
 
     Attributes:
         name: The name it was loaded by.
@@ -39,6 +42,7 @@ class Dataset:
         num_train, num_validation, num_test: Number of images.
         skipped: Names of corrupt images that were left out, a tuple of
             strings.
+        passes: Numbers the passes over `train`, for `set_epoch`.
     """
 
     name: str
@@ -54,6 +58,36 @@ class Dataset:
     num_validation: int
     num_test: int
     skipped: tuple[str, ...] = ()
+    passes: passes_lib.Passes | None = dataclasses.field(
+        default=None, repr=False
+    )
+
+    def set_epoch(self, epoch):
+        """Makes each pass over `train` that of one epoch, until called again.
+
+        It holds for all that was made of `train` too: mapped, zipped, or with
+        what `tfkd.caching.with_teacher` adds. Whoever trains in a loop of
+        their own, or goes on at an epoch by `fit(initial_epoch=...)`, calls
+        it before each epoch; `tfkd.callbacks.Checkpoints` does so by itself.
+        Not for a pipeline that was repeated, which begins passes ahead.
+
+        Args:
+            epoch: Number of the epoch, >= 0; or None: each pass from now on
+                has the number after that of the pass before.
+
+        Raises:
+            ValueError: If it is no such number.
+        """
+        if epoch is not None and (
+            isinstance(epoch, bool)
+            or not isinstance(epoch, numbers.Integral)
+            or epoch < 0
+        ):
+            raise ValueError(
+                "Invalid value for argument `epoch`. Expected an integer >= 0 "
+                f"or None. Received: epoch={epoch!r}"
+            )
+        self.passes.epoch = epoch
 
 
 class Examples(NamedTuple):
@@ -110,7 +144,7 @@ class Examples(NamedTuple):
         batch_size,
         index,
         augment=False,
-        shuffle_seed=None,
+        passes=None,
     ):
         """Batches of standardised images with their labels.
 
@@ -119,8 +153,9 @@ class Examples(NamedTuple):
             std: Divides, one per channel, `[channels]`, in pixel units.
             batch_size: Images per batch.
             index: Whether labels are records with the example's number.
-            augment: Whether each epoch has new copies, by `shuffle_seed`.
-            shuffle_seed: Seeds a new order every epoch; None keeps the order.
+            augment: Whether each epoch has new copies, by `passes`.
+            passes: A `passes.Passes`, which gives each epoch a new order;
+                None keeps the order.
 
         Returns:
             A `tf.data.Dataset` of `(x, y)`, float32 `[batch, height, width,
@@ -145,18 +180,24 @@ class Examples(NamedTuple):
             )
             return (tf.cast(pixels, tf.float32) - mean) / std, record.pack()
 
-        # Shuffling indices keeps the full-size shuffle buffer to some
-        # kilobytes.
-        indices = tf.data.Dataset.range(len(self.labels))
-        if shuffle_seed is not None:
-            indices = indices.shuffle(
-                len(self.labels),
-                seed=shuffle_seed,
-                reshuffle_each_iteration=True,
+        size = len(self.labels)
+
+        def one_pass(key):
+            order = passes_lib.permutation(size, key)
+            indices = tf.data.Dataset.from_tensor_slices(order)
+            indices = indices.batch(batch_size)
+            if not augment:
+                return indices
+            return indices.enumerate().map(
+                lambda number, batch: (batch, passes_lib.fold(key, number))
             )
-        indices = indices.batch(batch_size)
-        if augment:
-            indices = augmentation.with_seeds(indices, shuffle_seed)
+
+        if passes is None:
+            indices = tf.data.Dataset.range(size).batch(batch_size)
+        else:
+            indices = passes.over(one_pass).apply(
+                tf.data.experimental.assert_cardinality(-(-size // batch_size))
+            )
         return indices.map(
             batch_at, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         ).prefetch(tf.data.AUTOTUNE)
@@ -289,9 +330,10 @@ def assemble(
         "batch_size": batch_size,
         "index": index,
     }
+    passes = passes_lib.Passes(seed)
     return Dataset(
         name=name,
-        train=train.batches(shuffle_seed=seed, augment=augment, **shared),
+        train=train.batches(passes=passes, augment=augment, **shared),
         validation=validation.batches(**shared),
         test=test.batches(**shared, **(source.test_options or {})),
         num_classes=len(class_names),
@@ -303,6 +345,7 @@ def assemble(
         num_validation=len(validation.labels),
         num_test=len(test.labels),
         skipped=source.skipped,
+        passes=passes,
     )
 
 

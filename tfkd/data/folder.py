@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.data import dataset, photographs
+from tfkd.data import passes as passes_lib
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _PARTS = ("train", "validation", "test")
@@ -23,19 +24,29 @@ class Files:
         with tf.device("CPU:0"):
             self.paths = tf.constant([str(path) for path in paths])
 
-    def read(self, numbers, shuffle_seed):
+    def read(self, numbers, passes):
         """As `photographs.Photographs` wants it."""
         with tf.device("CPU:0"):
             paths = tf.gather(self.paths, numbers)
-        places = tf.data.Dataset.range(len(numbers))
-        if shuffle_seed is not None:
-            places = places.shuffle(
-                len(numbers),
-                seed=shuffle_seed,
-                reshuffle_each_iteration=True,
+        size = len(numbers)
+
+        def one_pass(key):
+            order = passes_lib.permutation(size, key)
+            return tf.data.Dataset.from_tensor_slices(order).map(
+                lambda place: (place, key)
             )
+
+        if passes is None:
+            places = tf.data.Dataset.range(size).map(lambda place: (place,))
+        else:
+            places = passes.over(one_pass)
         return places.map(
-            lambda place: (tf.io.read_file(paths[place]), paths[place], place),
+            lambda place, *key: (
+                tf.io.read_file(paths[place]),
+                paths[place],
+                place,
+                *key,
+            ),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -1,5 +1,6 @@
 """Folders of IDX files, the format of MNIST and of its successors."""
 
+import contextlib
 import gzip
 import math
 import os
@@ -54,7 +55,8 @@ def read(folder):
 
     Raises:
         FileNotFoundError: If the folder or a file is missing.
-        ValueError: If a file is damaged, or the files do not fit together.
+        ValueError: If a file is damaged or a link out of the folder, or the
+            files do not fit together.
 
     Reference: LeCun, Cortes & Burges, the MNIST database, file formats.
     """
@@ -100,20 +102,47 @@ def _find_files(folder):
         raise FileNotFoundError(
             f"Missing files in {folder}. Looked for: {'; '.join(missing)}"
         )
+    for path in paths.values():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{path} leads out of {folder} by a link, to "
+                f"{path.resolve()}. Copy what it stands for into the folder"
+            )
     return paths
 
 
 def _read_examples(images_path, labels_path):
     """Images `[examples, height, width]` and labels as `dataset.Examples`."""
     images = read_array(images_path, num_dims=3)
-    labels = read_array(labels_path, num_dims=1)
-    if len(images) != len(labels):
+    # Before they are read: a small gzip stream may hold gigabytes.
+    (labels,) = _read_header(labels_path, num_dims=1)
+    if len(images) != labels:
         raise ValueError(
             f"Invalid IDX file {labels_path}. Expected one label for each of "
             f"the {len(images)} images in {images_path}. "
-            f"Received: {len(labels)} labels"
+            f"Received: {labels} labels"
         )
-    return dataset.Examples(images, labels)
+    return dataset.Examples(images, read_array(labels_path, num_dims=1))
+
+
+def _read_header(path, *, num_dims):
+    """The dimensions that an IDX file promises, as a tuple of ints."""
+    with _opened(path) as stream:
+        return _read_shape(path, stream, num_dims)
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """A file for reading, whose gzip stream may turn out to be damaged."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as stream:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"Invalid IDX file {path}. Expected a whole gzip stream. "
+            f"Received: {error}"
+        ) from error
 
 
 def read_array(path, *, num_dims):
@@ -134,17 +163,10 @@ def read_array(path, *, num_dims):
         ValueError: If the file is not such an array, is damaged, or would
             take more than 4 GiB in memory after padding.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as stream:
-            shape = _read_shape(path, stream, num_dims)
-            size = math.prod(shape)
-            payload = _read_at_most(stream, size + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"Invalid IDX file {path}. Expected a whole gzip stream. "
-            f"Received: {error}"
-        ) from error
+    with _opened(path) as stream:
+        shape = _read_shape(path, stream, num_dims)
+        size = math.prod(shape)
+        payload = _read_at_most(stream, size + 1)
     if len(payload) != size:
         held = "more" if len(payload) > size else f"{len(payload)} bytes"
         raise ValueError(

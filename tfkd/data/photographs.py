@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfkd.data import augmentation
+from tfkd.data import passes as passes_lib
 from tfkd.records import Record
 
 SIDE = 224
@@ -32,10 +32,10 @@ class Photographs:
         labels: Integers `[examples]`.
         numbers: The examples' numbers for `reader`, ascending, int64
             `[examples]`.
-        reader: Has `read(numbers, shuffle_seed)`, which gives a
-            `tf.data.Dataset` of the encoded photographs and their names,
-            strings, each with its place in `numbers`, int64; in order for a
-            seed of None, else in a new order in every pass.
+        reader: Has `read(numbers, passes)`, which gives a `tf.data.Dataset`
+            of the encoded photographs and their names, strings, each with
+            its place in `numbers`, int64; in order for None, else in an
+            order by the key of a `passes.Passes`, which is beside the place.
         side: Of the crops, in pixels.
     """
 
@@ -77,7 +77,7 @@ class Photographs:
         batch_size,
         index,
         augment=False,
-        shuffle_seed=None,
+        passes=None,
         ten_crop=False,
     ):
         """Batches of standardised crops with their labels.
@@ -87,8 +87,9 @@ class Photographs:
             std: Divides, `[3]`, in pixel units.
             batch_size: Photographs per batch.
             index: Whether labels are records with the example's number.
-            augment: Whether crops are random, by `shuffle_seed`.
-            shuffle_seed: Seeds a new order every epoch; None keeps the order.
+            augment: Whether crops are random, by `passes`.
+            passes: A `passes.Passes`, which gives each epoch a new order;
+                None keeps the order.
             ten_crop: Whether to serve ten crops of each photograph; not
                 with `augment`.
 
@@ -102,12 +103,13 @@ class Photographs:
             mean = tf.constant(mean, tf.float32)
             std = tf.constant(std, tf.float32)
 
-        def example(content, name, place, seed=None):
+        def example(content, name, place, key=None):
             pixels = tf.numpy_function(
                 _decode_or_name, [content, name], tf.uint8, stateful=False
             )
             image = shrink(tf.ensure_shape(pixels, (None, None, 3)), self.side)
-            if seed is not None:
+            if augment:
+                seed = passes_lib.fold(key, place)
                 crops = random_crop(image, self.side, seed)
             elif ten_crop:
                 crops = ten_crops(image, self.side)
@@ -116,13 +118,9 @@ class Photographs:
             record = Record(labels[place], index=place if index else None)
             return (crops - mean) / std, record.pack()
 
-        examples = self.reader.read(self.numbers, shuffle_seed).apply(
+        examples = self.reader.read(self.numbers, passes).apply(
             tf.data.experimental.assert_cardinality(len(self.labels))
         )
-        if augment:
-            examples = augmentation.with_seeds(examples, shuffle_seed).map(
-                lambda element, seed: (*element, seed)
-            )
         return (
             examples.map(
                 example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True

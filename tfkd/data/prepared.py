@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.data import dataset, photographs
+from tfkd.data import passes as passes_lib
 
 _VALIDATION_FRACTION = 0.1
 # Encoded photographs, about 0.1 MB each: as many are shuffled at once, and a
@@ -77,6 +78,7 @@ def read_small(name, *, data_dir, download):
         ImportError: If TensorFlow Datasets is not installed.
         FileNotFoundError: If the data are not there.
         ConnectionError: If there is no network to download over.
+        ValueError: If the data name files outside their folder.
     """
     builder = _builder(name, data_dir, download)
     train, test = (
@@ -101,7 +103,8 @@ def read_photographs(name, *, data_dir, download, side, ten_crop, skip_corrupt):
         A `dataset.Source`.
 
     Raises:
-        ImportError, FileNotFoundError, ConnectionError: As `read_small`.
+        ImportError, FileNotFoundError, ConnectionError, ValueError: As
+            `read_small`.
     """
     builder = _builder(name, data_dir, download)
     train, test = (
@@ -147,7 +150,9 @@ def _builder(name, data_dir, download):
     if versions:
         # By its version, for without one it might ask the network.
         latest = max(versions, key=lambda text: [*map(int, text.split("."))])
-        return tfds.builder(name, version=latest, data_dir=root)
+        builder = tfds.builder(name, version=latest, data_dir=root)
+        _require_inside(builder, root / name / latest)
+        return builder
     if not download:
         raise FileNotFoundError(_how_to_get(name, entry, root))
     if not entry.manual:
@@ -157,6 +162,21 @@ def _builder(name, data_dir, download):
     builder = tfds.builder(name, data_dir=root)
     builder.download_and_prepare()
     return builder
+
+
+def _require_inside(builder, folder):
+    """Refuses prepared data whose files lie elsewhere.
+
+    Where the files are is told by the data themselves.
+    """
+    for split in builder.info.splits.values():
+        for path in map(pathlib.Path, split.filepaths):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(
+                    f"{path} leads out of {folder}, to {path.resolve()}. Copy "
+                    "what it stands for into the folder, or prepare the data "
+                    "again"
+                )
 
 
 def _how_to_get(name, entry, root):
@@ -282,7 +302,7 @@ class _Stored:
         """All of them, as `photographs.Photographs` with crops of `side`."""
         return photographs.Photographs(self.labels, self.numbers, self, side)
 
-    def read(self, numbers, shuffle_seed):
+    def read(self, numbers, passes):
         """As `photographs.Photographs` wants it."""
         end = int(numbers[-1]) + 1
         split = self.split
@@ -302,20 +322,28 @@ class _Stored:
             offset = tf.strings.to_number(offset, tf.int64)
             return example["image"], name, places[starts[shard] + offset]
 
-        examples = (
-            self._open(split, shuffle_seed)
-            .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
-            .filter(lambda content, name, place: place >= 0)
-        )
-        if shuffle_seed is None:
-            return examples
-        if len(numbers) <= BUFFER:
-            examples = examples.cache()
-        return examples.shuffle(
-            min(len(numbers), BUFFER),
-            seed=shuffle_seed,
-            reshuffle_each_iteration=True,
-        )
+        def opened(seed=None):
+            return (
+                self._open(split, seed)
+                .map(locate, num_parallel_calls=tf.data.AUTOTUNE)
+                .filter(lambda content, name, place: place >= 0)
+            )
+
+        if passes is None:
+            return opened()
+        fits = len(numbers) <= BUFFER
+        kept = opened().cache() if fits else None
+
+        def one_pass(key):
+            seed = passes_lib.scalar_seed(key)
+            examples = kept if fits else opened(seed)
+            return examples.shuffle(
+                min(len(numbers), BUFFER),
+                seed=seed,
+                reshuffle_each_iteration=False,
+            ).map(lambda *example: (*example, key))
+
+        return passes.over(one_pass)
 
     def _open(self, split, shuffle_seed=None):
         """Encoded examples with their names, files in order or shuffled."""

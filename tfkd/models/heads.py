@@ -6,6 +6,7 @@ import keras
 
 from tfkd import trace
 from tfkd.arguments import check_count
+from tfkd.copies import copy_weights
 from tfkd.models.blocks import classifier
 
 
@@ -78,7 +79,7 @@ def with_head(backbone, *, num_classes, at=None):
     inputs = backbone.inputs[0] if sequential else backbone.input
     trunk = keras.Model(inputs, features, name=backbone.name)
     copy = keras.models.clone_model(trunk)
-    copy.set_weights(trunk.get_weights())
+    copy_weights(source=trunk, target=copy)
     features = copy.output
     if features.ndim == 4:
         pool = keras.layers.GlobalAveragePooling2D(name="features")
