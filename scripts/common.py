@@ -50,6 +50,7 @@ with quiet():
     import keras
     import numpy as np
     import resuming
+    import strategies
     import tensorflow as tf
     from matplotlib.figure import Figure
     from protocols import ALL, PROTOCOLS
@@ -386,7 +387,7 @@ def evaluate(model, dataset):
     Raises:
         DivergedError: If a logit is not finite.
     """
-    logits = model.predict(dataset, verbose=0).astype(np.float64)
+    logits = strategies.predict(model, dataset).astype(np.float64)
     if not np.all(np.isfinite(logits)):
         raise DivergedError(
             f"network '{model.name}' returns numbers that are not finite. "
@@ -453,7 +454,7 @@ def fit(
     else:
         checkpoints = last = Checkpoints(kept, data=dataset)
     distiller.fit(
-        dataset.train,
+        strategies.sharded(dataset.train),
         epochs=epochs,
         shuffle=False,  # tf.data shuffles.
         verbose=0,

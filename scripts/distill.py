@@ -15,6 +15,7 @@ from typing import NamedTuple
 import common
 import keras
 import resuming
+import strategies
 from protocols import PROTOCOLS
 
 import tfkd
@@ -181,6 +182,7 @@ def _parser():
         metavar="N",
         help="epochs of a teacher to train",
     )
+    strategies.add_argument(parser)
     common.add_output_arguments(
         parser,
         metavar="FOLDER",
@@ -192,6 +194,7 @@ def _parser():
 def _distill(parser, options):
     """Checks, trains, compares and writes; returns the exit code."""
     started = time.perf_counter()
+    strategy = strategies.begin(parser, options)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     output = pathlib.Path(
         options.output
@@ -201,12 +204,17 @@ def _distill(parser, options):
     if resuming.is_complete(parser, options, "distill"):
         common.say(f"{output} is complete")
         return 0
-    writing = common.run_folder(output, "distill", options.overwrite)
+    writing = (
+        common.run_folder(output, "distill", options.overwrite)
+        if strategies.is_chief(strategy)
+        else strategies.nothing_kept()
+    )
     with (
         resuming.keeping(parser, options, "distill") as kept,
         parser.opening("--output", writing) as folder,
     ):
         dataset, recipe, teacher_file = _prepare(parser, options)
+        strategies.require_trained(parser, strategy, teacher_file)
         common.say(common.describe(dataset, options.protocol))
         if recipe and not teacher_file.exists():
             common.train_teacher(
@@ -215,7 +223,11 @@ def _distill(parser, options):
         network = common.load_teacher(teacher_file)
         teacher = _measured(options, "teacher", network, dataset)
         common.say(f"teacher: {_accuracies(teacher)}, {teacher_file}")
-        runs = _train_students(options, network, kept)
+        with strategy.scope():
+            network = common.load_teacher(teacher_file)
+        runs = _train_students(options, network, kept, strategy)
+        if not strategies.is_chief(strategy):
+            return 0
         chosen = max(
             runs,
             key=lambda run: (run.choice.accuracy, -run.choice.loss),
@@ -348,6 +360,7 @@ def _build_student(options, dataset):
         num_classes=dataset.num_classes,
         input_shape=dataset.input_shape,
         width=options.student_width,
+        synchronized=options.strategy != "none",
     )
 
 
@@ -376,13 +389,15 @@ def _distillers(method, options, dataset, student, teacher):
     yield None, options.epochs, tfkd.Distiller(matches=method, **networks)
 
 
-def _train_students(options, teacher, kept):
+def _train_students(options, teacher, kept, strategy):
     """The `Run` of each method with each seed; prints a line for each.
 
     Args:
         options: An `argparse.Namespace`.
         teacher: A Keras model.
         kept: Folder of all checkpoints of the run, or None.
+        strategy: The `tf.distribute.Strategy` of the teacher, by which to
+            train.
 
     Returns:
         A list.
@@ -398,23 +413,11 @@ def _train_students(options, teacher, kept):
         )
         keras.utils.set_random_seed(seed)
         dataset = _students_data(options, seed)
-        student = _build_student(options, dataset)
-        stages, history = [], []
-        for stage, epochs, distiller in _distillers(
-            method, options, dataset, student, teacher
-        ):
-            history = common.fit(
-                distiller,
-                dataset,
-                epochs=epochs,
-                learning_rate=options.learning_rate,
-                protocol=options.protocol,
-                stage=stage is not None,
-                progress=common.dot,
-                kept=kept and kept / f"{method}-seed{seed}" / (stage or "main"),
+        with strategy.scope():
+            student, stages, history = _train_student(
+                method, seed, options, dataset, teacher, kept
             )
-            if stage:
-                stages += [{**row, "stage": stage} for row in history]
+        student = strategies.on_one_device(student)
         run = _measured(
             options, method, student, dataset, seed, history, stages
         )
@@ -422,6 +425,28 @@ def _train_students(options, teacher, kept):
         seconds = time.perf_counter() - start
         common.say(f"  {_accuracies(run)}  {seconds:5.1f} s")
     return runs
+
+
+def _train_student(method, seed, options, dataset, teacher, kept):
+    """The student, and the history of the stages before and of the last."""
+    student = _build_student(options, dataset)
+    stages, history = [], []
+    for stage, epochs, distiller in _distillers(
+        method, options, dataset, student, teacher
+    ):
+        history = common.fit(
+            distiller,
+            dataset,
+            epochs=epochs,
+            learning_rate=options.learning_rate,
+            protocol=options.protocol,
+            stage=stage is not None,
+            progress=common.dot,
+            kept=kept and kept / f"{method}-seed{seed}" / (stage or "main"),
+        )
+        if stage:
+            stages += [{**row, "stage": stage} for row in history]
+    return student, stages, history
 
 
 def _measured(

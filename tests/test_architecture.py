@@ -19,6 +19,7 @@ LINES = (
     ("trace", "teachers", "matches", "training", "transferer"),
     ("trace", "models"),
     ("checks", "training"),
+    ("strategies", "training"),
     ("trace", "teachers", "matches", "caching", "training"),
     ("trace", "transport", "analysis"),
     ("copies", "models"),

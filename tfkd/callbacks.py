@@ -262,7 +262,7 @@ class StopOnDivergence(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Remembers where the epoch begins."""
         self._epoch = epoch
-        self._steps_before = int(self.model.optimizer.iterations)
+        self._steps_before = int(self.model.optimizer.iterations.numpy())
 
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the loss."""

@@ -25,7 +25,11 @@ from tfkd.matches import (
     VariationalMatch,
 )
 from tfkd.matches.match import as_pairs
-from tfkd.matches.projectors import fitted_convolution
+from tfkd.matches.projectors import (
+    batch_normalization,
+    default_dtype,
+    fitted_convolution,
+)
 from tfkd.trace import layer_names, outline
 
 # Width of the space that penultimate features of different width share.
@@ -309,15 +313,13 @@ def _fitnet(student, teacher, *, at="stage2", weight=100.0):
     a convolution that fits size and width, normalised and rectified like the
     teacher's feature.
     """
-    pairs = as_pairs(at)
+    pairs, dtype = as_pairs(at), default_dtype()
     regressors = [
         keras.Sequential(
             [
-                fitted_convolution(ours, theirs),
-                keras.layers.BatchNormalization(
-                    momentum=0.9, epsilon=1e-5, dtype="float32"
-                ),
-                keras.layers.ReLU(dtype="float32"),
+                fitted_convolution(ours, theirs, dtype=dtype),
+                batch_normalization(dtype),
+                keras.layers.ReLU(dtype=dtype),
             ]
         )
         for ours, theirs in _shapes(pairs, student, teacher)
@@ -753,7 +755,7 @@ def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
     if at is None:
         stages = _common_stages(student, teacher)
         at = [f"{stage}_preactivation" for stage in stages]
-    pairs = as_pairs(at)
+    pairs, dtype = as_pairs(at), default_dtype()
     shapes = _shapes(pairs, student, teacher)
     matches = [
         Match(
@@ -761,10 +763,8 @@ def _ab(student, teacher, *, at=None, stage_epochs=30, weight=3e-3):
             at=pair,
             projector=keras.Sequential(
                 [
-                    fitted_convolution(ours, theirs),
-                    keras.layers.BatchNormalization(
-                        momentum=0.9, epsilon=1e-5, dtype="float32"
-                    ),
+                    fitted_convolution(ours, theirs, dtype=dtype),
+                    batch_normalization(dtype),
                 ]
             ),
             weight=weight * 0.5 ** (len(pairs) - number),
@@ -971,8 +971,12 @@ def _transport(loss, name, student, teacher, at, weight):
             ours.append(None)
             theirs.append(None)
         elif len(source) == len(target) == 2:
-            ours.append(keras.layers.Dense(_COMMON_WIDTH, dtype="float32"))
-            theirs.append(keras.layers.Dense(_COMMON_WIDTH, dtype="float32"))
+            ours.append(
+                keras.layers.Dense(_COMMON_WIDTH, dtype=default_dtype())
+            )
+            theirs.append(
+                keras.layers.Dense(_COMMON_WIDTH, dtype=default_dtype())
+            )
         else:
             ours.append(None)
             theirs.append("conv")
@@ -1016,7 +1020,9 @@ def _neurons(plan, student, teacher, at, normalize, weight):
 
 def _embeddings(count, width):
     """Trained linear layers."""
-    return [keras.layers.Dense(width, dtype="float32") for _ in range(count)]
+    return [
+        keras.layers.Dense(width, dtype=default_dtype()) for _ in range(count)
+    ]
 
 
 def _all_stages(student, teacher):

@@ -1,6 +1,7 @@
 """The one training step, which every trainer of students shares."""
 
 import contextvars
+import inspect
 
 import keras
 import tensorflow as tf
@@ -10,6 +11,14 @@ from tfkd.checks import check_data
 from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
+from tfkd.strategies import (
+    batch_specs,
+    check_compile,
+    is_multi_worker,
+    multi_worker_function,
+    part_of_batch,
+    require_examples,
+)
 from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
 
@@ -84,7 +93,6 @@ class StudentTrainer(keras.Model):
     def _bind(self):
         """Outlines both networks and binds the matches to them."""
         teachers = self._networks.teachers
-        self._require_replicas()
         for match in self.matches:
             if match.needs_teacher and not teachers:
                 raise ValueError(
@@ -192,16 +200,25 @@ class StudentTrainer(keras.Model):
             ValueError: If there is neither a loss nor a match; if the loss
                 takes logits and the student returns probabilities, or the
                 reverse; if `jit_compile=True` would give an approximate
-                Jacobian, or a match does not run under it; if a match does
-                not run on several replicas; or if a metric has the name of a
-                match.
+                Jacobian, or a match does not run under it; if Keras cannot do
+                what is asked for under the strategy of several replicas in
+                whose scope the trainer was made; or if a metric has the name
+                of a match.
         """
         if loss is None and not self.matches:
             raise ValueError(
                 "There is nothing to learn from: compile() got no loss and "
                 "there are no matches."
             )
-        self._require_replicas()
+        given = inspect.signature(super().compile).bind(
+            optimizer, loss, *args, **kwargs
+        )
+        check_compile(
+            self.distribute_strategy,
+            optimizer,
+            steps_per_execution=given.arguments.get("steps_per_execution"),
+            jit_compile=given.arguments.get("jit_compile"),
+        )
         if self._networks.trainable != _trainable_flags(self.student):
             self._bind()  # BatchNormalization acts otherwise when it is frozen
         approximate = self._approximate_op()
@@ -316,6 +333,27 @@ class StudentTrainer(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             x = self._checked(x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def make_train_function(self, force=False):
+        """As `keras.Model.make_train_function`; for several workers too."""
+        if not is_multi_worker(self.distribute_strategy):
+            super().make_train_function(force)
+        elif self.train_function is None or force:
+            self.train_function = multi_worker_function(self, self.train_step)
+
+    def make_test_function(self, force=False):
+        """As `keras.Model.make_test_function`; for several workers too."""
+        if not is_multi_worker(self.distribute_strategy):
+            super().make_test_function(force)
+        elif self.test_function is None or force:
+            self.test_function = multi_worker_function(self, self.test_step)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras reads a batch, which a shuffled dataset would give in another
+        # order from then on, and fails with those of several workers.
+        if iterator is not None and self._distribute_strategy is not None:
+            data_batch, iterator = batch_specs(iterator), None
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def call(self, inputs, training=None):
         """The student's outputs."""
@@ -518,10 +556,16 @@ class StudentTrainer(keras.Model):
             )
         ]
         step = self.optimizer.iterations if self.optimizer else tf.constant(0)
+        part = part_of_batch(x)
+        values = [
+            part.shared(value, getattr(match, "loss", None))
+            for match, value in zip(self.matches, values, strict=True)
+        ]
         total, label_loss = self._added_losses(), None
         if self._has_label_loss:
-            label_loss = self._label_loss(
-                x, y, outputs, sample_weight, training
+            label_loss = part.shared(
+                self._label_loss(x, y, outputs, sample_weight, training),
+                self.loss,
             )
             labels = weighted(self.label_weight, label_loss, step)
             if labels is not None:
@@ -530,7 +574,7 @@ class StudentTrainer(keras.Model):
             term = weighted(match.weight, value, step)
             if term is not None:
                 total += tf.cast(term, total.dtype)
-        self._track(total, label_loss, values, x)
+        self._track(total, label_loss, values, part.mean)
         return total, outputs
 
     def _label_loss(self, x, y, outputs, sample_weight, training):
@@ -575,9 +619,8 @@ class StudentTrainer(keras.Model):
             total += tf.cast(tf.reduce_sum(loss), total.dtype)
         return total / replicas
 
-    def _track(self, total, label_loss, values, x):
+    def _track(self, total, label_loss, values, batch):
         """Shows the step's values to their metrics."""
-        batch = tf.shape(keras.tree.flatten(x)[0])[0]
         replicas = self.distribute_strategy.num_replicas_in_sync
         shown = [(self._loss_tracker, total)]
         shown += zip(self._match_metrics, values, strict=True)
@@ -614,13 +657,6 @@ class StudentTrainer(keras.Model):
         ]
 
     # === Checks of what users bring ===
-
-    def _require_replicas(self):
-        """Raises if a match cannot be trained by so many replicas."""
-        for match in self.matches:
-            match.require_replicas(
-                self.distribute_strategy.num_replicas_in_sync
-            )
 
     def _require_index(self, index):
         """Raises if a match needs the examples' numbers and has none."""
@@ -834,6 +870,7 @@ def _unpack(data):
     if record.label is not y and isinstance(sample_weight, dict):
         # Keras gives each entry of y the weights of arrays.
         sample_weight = sample_weight["label"]
+    x = require_examples(x)
     return x, record.label, sample_weight, record.teacher, record.index
 
 

@@ -491,17 +491,6 @@ def test_bad_arguments_are_refused(options):
         tfkd.ContrastiveMatch(**{"labels": LABELS, **options})
 
 
-def test_several_replicas_are_refused(monkeypatch):
-    class TwoReplicas:
-        num_replicas_in_sync = 2
-
-    student, teacher = _signals()
-    _, value = _match()
-    monkeypatch.setattr(tf.distribute, "get_strategy", TwoReplicas)
-    with pytest.raises(ValueError, match="2 replicas. Train on one: construct"):
-        _train(value, student, teacher)
-
-
 def test_maps_are_refused():
     with pytest.raises(ValueError, match="Choose a layer behind the pooling"):
         bind(tfkd.ContrastiveMatch(LABELS), identity((4, 4, 2)), identity((3,)))

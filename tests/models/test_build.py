@@ -281,3 +281,22 @@ def test_width_must_be_positive_and_finite(width):
 def test_input_shape_must_be_that_of_an_image(input_shape):
     with pytest.raises(ValueError, match="`input_shape`"):
         tfkd.models.build("vgg4", num_classes=10, input_shape=input_shape)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_synchronizes_every_batch_normalization_by_a_switch(name):
+    """On two replicas, tests/matches/test_replicas.py compares numbers."""
+    options = {"num_classes": 3, "input_shape": SHAPE, "width": 0.05}
+    for synchronized in (False, True):
+        model = tfkd.models.build(name, synchronized=synchronized, **options)
+        again = keras.models.clone_model(model)
+        for network in (model, again):
+            norms = [
+                layer.synchronized
+                for layer in network.layers
+                if isinstance(layer, keras.layers.BatchNormalization)
+            ]
+            assert norms
+            assert set(norms) == {synchronized}
+    with pytest.raises(ValueError, match="Received: synchronized='yes'"):
+        tfkd.models.build(name, synchronized="yes", **options)

@@ -37,7 +37,6 @@ class BaseMatch(keras.layers.Layer):
             that needs one, but for those that compare weights.
         averages_teachers: Whether it makes sense of the mean of several
             teachers' signals.
-        supports_replicas: Whether several replicas can train it together.
         trains_student: Whether the student learns by it, or only what the
             match itself has to train.
         reads_outputs: Whether it compares the student's outputs, not only
@@ -63,7 +62,6 @@ class BaseMatch(keras.layers.Layer):
 
     needs_teacher = True
     averages_teachers = True
-    supports_replicas = True
     trains_student = True
     reads_outputs = False
     labels_outputs = False
@@ -113,23 +111,6 @@ class BaseMatch(keras.layers.Layer):
                 "type(match).from_config(match.get_config())."
             )
         self._owners.models = [weakref.ref(model) for model in networks]
-
-    def require_replicas(self, replicas):
-        """Raises if so many replicas cannot train it.
-
-        Args:
-            replicas: Their number.
-
-        Raises:
-            ValueError: If it keeps a state of examples on one device.
-        """
-        if replicas > 1 and not self.supports_replicas:
-            raise ValueError(
-                f"Match '{self.name}' keeps its state of the examples on one "
-                f"device, but the strategy has {replicas} replicas. Train on "
-                "one: construct the Distiller outside strategy.scope(), or in "
-                "that of a strategy of one device."
-            )
 
     def require_ready(self):
         """Hook: raises a ValueError if `fit` would be too early."""
@@ -399,9 +380,32 @@ def gathered(batch):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return batch
-    return keras.tree.map_structure(
-        lambda t: None if t is None else context.all_gather(t, axis=0), batch
-    )
+
+    def gather(tensor):
+        if tensor is None:
+            return None
+        # One that came in from outside has no device, which workers need.
+        return context.all_gather(tf.identity(tensor), axis=0)
+
+    return keras.tree.map_structure(gather, batch)
+
+
+def own_rows(rows, examples):
+    """This replica's part of what `gathered` brought together.
+
+    Args:
+        rows: `[examples of all, ...]`.
+        examples: How many of them are this replica's.
+
+    Returns:
+        `[examples, ...]`.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return rows
+    counts = context.all_gather(tf.reshape(examples, [1]), axis=0)
+    start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+    return rows[start : start + examples]
 
 
 def reduce_values(values, *, reduction, sample_weight=None, mask=None):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.arguments import check_count, check_positive
-from tfkd.matches.base import reduce_values
+from tfkd.matches.base import gathered, own_rows, reduce_values
 from tfkd.matches.jacobian import draw_bits, draw_seed
 from tfkd.matches.match import PairedMatch, place_name, single_signal
 from tfkd.matches.projectors import projected
@@ -46,7 +46,9 @@ class ContrastiveMatch(PairedMatch):
     Memory: the banks take `8 N dimensions` bytes in float32: 51 MB for 50,000
     examples and 128 dimensions. A step scores the batch against whole banks,
     which is cheaper than to gather K rows for each example, and so needs a
-    few arrays `[batch, N]` more, of 13 MB each for a batch of 64.
+    few arrays `[batch, N]` more, of 13 MB each for a batch of 64. Each
+    replica of a `tf.distribute.Strategy` has the banks, and keeps in them
+    what all replicas embed.
 
     Training data must number their examples from 0 to N - 1: labels are
     records `{"label": y, "index": i}`, as `tfkd.data.load(..., index=True)`
@@ -69,8 +71,7 @@ class ContrastiveMatch(PairedMatch):
         ValueError: If an argument is invalid; when bound, if a signal is no
             vector; in a step of training, if the data have no index; in
             `fit`, if an index is out of range or the data's labels are not
-            `labels` at their index; when a Distiller of several replicas is
-            constructed or compiled. For a `tf.data.Dataset`
+            `labels` at their index. For a `tf.data.Dataset`
             InvalidArgumentError in the step.
 
     Example:
@@ -84,7 +85,6 @@ class ContrastiveMatch(PairedMatch):
 
     needs_labels = True
     needs_index = True
-    supports_replicas = False
 
     def __init__(
         self,
@@ -176,19 +176,19 @@ class ContrastiveMatch(PairedMatch):
         )
         index = None
         if training:
-            strategy = tf.distribute.get_strategy()
-            self.require_replicas(strategy.num_replicas_in_sync)
             index = tf.cast(tf.reshape(student.index, [-1]), tf.int32)
             classes = tf.gather(
                 tf.constant(self.example_labels, tf.int32), index
             )
         else:
             classes = _sparse(student.labels, self)
+        # Replicas draw for all, so that each draws what one device would.
         drawn = self._classes.draw(
-            classes,
+            gathered(classes),
             self.negatives,
             draw_seed(self._seeds, self.seed, training),
-        )  # [batch, negatives]
+        )
+        drawn = own_rows(drawn, tf.shape(classes)[0])  # [batch, negatives]
         values, constants = [], []
         for side, (z, bank, other) in enumerate(
             (
@@ -209,6 +209,8 @@ class ContrastiveMatch(PairedMatch):
             values.append(self._estimation(scores - constant))
         if training:
             self.log_constants.assign(tf.stack(constants))
+            # Each replica has banks of its own, and writes what all do.
+            index, ours, theirs = gathered((index, ours, theirs))
             self._remember(self.student_bank, index, ours)
             self._remember(self.teacher_bank, index, theirs)
         return reduce_values(
@@ -351,9 +353,10 @@ class OtherClasses:
 
 
 def _log_mean(logs):
-    """`log(mean(exp(logs)))` over all entries."""
-    count = tf.cast(tf.size(logs), logs.dtype)
-    return tf.reduce_logsumexp(logs) - tf.math.log(count)
+    """`log(mean(exp(logs)))` over all entries `[batch, n]` of all replicas."""
+    rows = gathered(tf.reduce_logsumexp(logs, axis=-1))
+    count = tf.cast(tf.size(rows) * tf.shape(logs)[-1], logs.dtype)
+    return tf.reduce_logsumexp(rows) - tf.math.log(count)
 
 
 def _random_directions(shape, dtype=None):

@@ -12,7 +12,11 @@ from tfkd.losses.attention_transfer import attention_map, same_size
 from tfkd.losses.distribution import flatten
 from tfkd.matches.base import reduce_values
 from tfkd.matches.match import PairedMatch, place_name, single_signal
-from tfkd.matches.projectors import projected
+from tfkd.matches.projectors import (
+    batch_normalization,
+    default_dtype,
+    projected,
+)
 from tfkd.precision import at_least_float32
 from tfkd.transport.costs import unit_vectors
 
@@ -42,9 +46,7 @@ class Paraphraser(keras.layers.Layer):
     """
 
     def __init__(self, ratio=0.5, *, name=None, dtype=None):
-        wide = keras.config.floatx() == "float64"
-        default = "float64" if wide else "float32"
-        super().__init__(name=name, dtype=dtype or default)
+        super().__init__(name=name, dtype=dtype or default_dtype())
         self.ratio = check_positive(ratio, "ratio")
         self.encoder = None
         self.decoder = None
@@ -176,8 +178,7 @@ class FactorMatch(PairedMatch):
     `ParaphraserMatch` trains before; `tfkd.methods.build("ft", ...)` gives
     both as stages. The student's code is that of a trained translator: the
     encoder's convolutions with batch normalisation before each rectifier,
-    from the student's channels to those of the teacher's code; of several
-    replicas each normalises over its part of the batch. Of two sizes
+    from the student's channels to those of the teacher's code. Of two sizes
     the larger code is brought to the smaller, as by
     `tfkd.losses.AttentionTransfer`.
 
@@ -315,11 +316,7 @@ def convolutions(widths, *, dtype, name, normalized=False):
             )
         )
         if normalized:
-            layers.append(
-                keras.layers.BatchNormalization(
-                    momentum=0.9, epsilon=1e-5, dtype=dtype
-                )
-            )
+            layers.append(batch_normalization(dtype))
         layers.append(keras.layers.LeakyReLU(_SLOPE, dtype=dtype))
     return keras.Sequential(layers, name=name)
 

@@ -5,6 +5,7 @@ an embedding on the teacher's.
 """
 
 import keras
+import tensorflow as tf
 
 from tfkd.trace import Signal
 
@@ -58,6 +59,11 @@ def projected(projector, signal):
         return signal
     out = projector(keras.KerasTensor(signal.shape, dtype=_dtype(signal)))
     return Signal(tuple(out.shape), out.dtype, type(projector).__name__)
+
+
+def default_dtype():
+    """Of what is trained where no signal tells: float32 at least."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
 
 
 def _dtype(signal):
@@ -130,4 +136,25 @@ def fitted_convolution(source, target, argument="projector", dtype="float32"):
     raise ValueError(
         f"{argument}='conv' cannot bring {source} to {target}: the larger "
         "size is no multiple of the smaller. Pass a layer of your own."
+    )
+
+
+def batch_normalization(dtype):
+    """Batch normalisation of a projector, momentum 0.9.
+
+    Made in the scope of a strategy of several replicas, it takes its
+    statistics over the batches of all.
+
+    Args:
+        dtype: Of the layer.
+
+    Returns:
+        A layer, not built.
+    """
+    strategy = tf.distribute.get_strategy()
+    return keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=1e-5,
+        synchronized=strategy.num_replicas_in_sync > 1,
+        dtype=dtype,
     )

@@ -19,6 +19,8 @@ derivative under XLA.
 
 import difflib
 
+import keras
+
 from tfkd.arguments import check_count, check_positive
 from tfkd.models import cifar_resnet, resnet, shufflenet_v2, vgg, wide_resnet
 from tfkd.models.heads import with_head
@@ -38,7 +40,14 @@ _BUILDERS = {
 NAMES = tuple(_BUILDERS)
 
 
-def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
+def build(
+    name,
+    *,
+    num_classes,
+    input_shape=(32, 32, 3),
+    width=1.0,
+    synchronized=False,
+):
     """Builds an untrained network with random weights.
 
     Every network maps images `[batch, height, width, channels]` to logits
@@ -53,14 +62,18 @@ def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
         input_shape: `(height, width, channels)` of one image, in pixels.
         width: Factor on the channels of every layer but the logits, rounded,
             and at least one channel (shufflenet-v2: of each half). > 0.
+        synchronized: Whether batch normalisation takes its statistics over
+            the batches of all replicas of a `tf.distribute.Strategy`, so
+            that replicas change nothing. Else each takes those of its part,
+            and keeps moving statistics of its own.
 
     Returns:
         A flat Functional `keras.Model`.
 
     Raises:
         ValueError: If `name` is unknown, `num_classes` or `width` out of
-            range, or `input_shape` not that of an image or too small for
-            the network.
+            range, `synchronized` no bool, or `input_shape` not that of an
+            image or too small for the network.
 
     Example:
     >>> model = build("vgg4", num_classes=10, width=0.25)
@@ -78,12 +91,21 @@ def build(name, *, num_classes, input_shape=(32, 32, 3), width=1.0):
         )
     num_classes = check_count(num_classes, "num_classes")
     width = check_positive(width, "width")
-    return _BUILDERS[name](
+    if not isinstance(synchronized, bool):
+        raise ValueError(
+            "Invalid value for argument `synchronized`. Expected True or "
+            f"False. Received: synchronized={synchronized!r}"
+        )
+    network = _BUILDERS[name](
         name,
         num_classes=num_classes,
         input_shape=_image_shape(input_shape),
         width=width,
     )
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = synchronized
+    return network
 
 
 def _image_shape(input_shape):

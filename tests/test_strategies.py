@@ -1,0 +1,170 @@
+"""Several workers, and what Keras cannot do under a strategy."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import replicated
+import tensorflow as tf
+
+import tfkd
+
+TESTS = pathlib.Path(__file__).parent
+SECONDS = 540  # For workers that wait for one another.
+
+
+def _start_worker(index, addresses, program):
+    """The process of one worker; `program` is what Python is given."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS.parent),
+        "TF_CONFIG": json.dumps(
+            {
+                "cluster": {"worker": addresses},
+                "task": {"type": "worker", "index": index},
+            }
+        ),
+    }
+    return subprocess.Popen(
+        [sys.executable, *program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _run_workers(*programs):
+    """Output of one process for each program, which are workers together."""
+    with socket.socket() as one, socket.socket() as other:
+        sockets = [one, other]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    workers = [
+        _start_worker(index, addresses, program)
+        for index, program in enumerate(programs)
+    ]
+    try:
+        return [worker.communicate(timeout=SECONDS)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.communicate()
+
+
+def test_two_workers_equal_one_device(tmp_path, float64):
+    """As of two replicas: fit, evaluate and predict, distilled and transferred.
+
+    Each worker reads its share of the same dataset, and ends with the same
+    logs and weights.
+    """
+    files = [tmp_path / f"{index}.npz" for index in (0, 1)]
+    program = TESTS / "replicated.py"
+    outputs = _run_workers(*[(program, "worker", file) for file in files])
+    expected = replicated.of_workers(tf.distribute.get_strategy())
+    for output, file in zip(outputs, files, strict=True):
+        assert output.strip().endswith("done"), output[-3000:]
+        with np.load(file) as received:
+            replicated.assert_equal(dict(received), expected)
+
+
+_PLAIN = """
+import keras, numpy as np, tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+with strategy.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+try:
+    model.fit(np.ones([8, 4]), np.ones([8, 3]), batch_size=8, verbose=0)
+except ValueError as error:
+    assert "PerReplica" in str(error), error
+    print("refused")
+"""
+
+
+def test_keras_alone_cannot_fit_with_workers():
+    """The fault that the trainer mends; if it is gone, so can the remedy."""
+    for output in _run_workers(("-c", _PLAIN), ("-c", _PLAIN)):
+        assert output.strip().endswith("refused"), output[-3000:]
+
+
+# === What is refused ===
+
+
+@pytest.fixture
+def mirrored():
+    """A strategy of one device, which claims to have two replicas."""
+
+    class Two(tf.distribute.MirroredStrategy):
+        num_replicas_in_sync = 2
+
+    return Two(["CPU:0"])
+
+
+def _distiller(strategy):
+    with strategy.scope():
+        student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        teacher = keras.models.clone_model(student)
+        return tfkd.Distiller(
+            student=student,
+            teacher=teacher,
+            matches=[tfkd.Match(tfkd.losses.SoftTargets())],
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"steps_per_execution": 2},
+            "on 2 replicas. Received: steps_per_execution=2. Leave it out",
+        ),
+        ({"jit_compile": True}, "for the 2 replicas of a Two. Compile with"),
+        (
+            {"optimizer": keras.optimizers.SGD(gradient_accumulation_steps=4)},
+            "gradient_accumulation_steps=4. Leave it out",
+        ),
+        (
+            {
+                "optimizer": keras.optimizers.LossScaleOptimizer(
+                    keras.optimizers.SGD(gradient_accumulation_steps=4)
+                )
+            },
+            "gradient_accumulation_steps=4. Leave it out",
+        ),
+    ],
+    ids=["steps", "xla", "accumulation", "scaled"],
+)
+def test_what_keras_cannot_do_on_replicas_is_refused(
+    mirrored, options, message
+):
+    distiller = _distiller(mirrored)
+    with pytest.raises(ValueError, match=message):
+        distiller.compile(loss=None, **options)
+    distiller = _distiller(tf.distribute.get_strategy())
+    distiller.compile(loss=None, **options)
+
+
+def test_steps_are_refused_by_position_too(mirrored):
+    distiller = _distiller(mirrored)
+    with pytest.raises(ValueError, match="steps_per_execution=2"):
+        distiller.compile("sgd", None, None, None, None, False, 2)
+
+
+def test_distributions_of_keras_are_refused():
+    distiller = _distiller(tf.distribute.get_strategy())
+    distribution = keras.distribution.DataParallel(devices=["cpu:0"])
+    with (
+        distribution.scope(),
+        pytest.raises(ValueError, match="DataParallel. Call.*MirroredStrategy"),
+    ):
+        distiller.compile("sgd")
+    distiller.compile("sgd")
