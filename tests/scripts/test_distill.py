@@ -229,6 +229,7 @@ def test_config_holds_every_option(run):
         "teacher": "vgg9",
         "teacher_width": 0.0625,
         "teacher_epochs": 1,
+        "strategy": "none",
         "output": str(run),
         "overwrite": False,
         "resume": False,
