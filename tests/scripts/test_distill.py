@@ -233,6 +233,7 @@ def test_config_holds_every_option(run):
         "output": str(run),
         "overwrite": False,
         "resume": False,
+        "strategy": "none",
         "protocol": "short",
         "smoke": True,
     }
