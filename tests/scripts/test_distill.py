@@ -233,7 +233,6 @@ def test_config_holds_every_option(run):
         "output": str(run),
         "overwrite": False,
         "resume": False,
-        "strategy": "none",
         "protocol": "short",
         "smoke": True,
     }
