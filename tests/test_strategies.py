@@ -20,17 +20,16 @@ SECONDS = 540  # For workers that wait for one another.
 
 
 def _start_worker(index, addresses, program):
-    """The process of one worker; `program` is what Python is given."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS.parent),
-        "TF_CONFIG": json.dumps(
-            {
-                "cluster": {"worker": addresses},
-                "task": {"type": "worker", "index": index},
-            }
-        ),
-    }
+    """The process of one worker; `program` is what Python is given.
+
+    Without addresses it is alone.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    task = {"type": "worker", "index": index}
+    if addresses:
+        environment["TF_CONFIG"] = json.dumps(
+            {"cluster": {"worker": addresses}, "task": task}
+        )
     return subprocess.Popen(
         [sys.executable, *program],
         env=environment,
@@ -168,3 +167,79 @@ def test_distributions_of_keras_are_refused():
     ):
         distiller.compile("sgd")
     distiller.compile("sgd")
+
+
+# === distill.py --strategy ===
+
+
+def _distill(*argv):
+    return (
+        TESTS.parent / "scripts" / "distill.py",
+        *("--smoke", "--epochs", "1", "--examples-per-class", "2"),
+        *("--method", "kd", *argv),
+    )
+
+
+def test_distill_by_two_workers_is_that_of_one_device(tmp_path):
+    """The same history; the second worker writes nothing."""
+    teacher = tmp_path / "teacher.keras"
+    network = tfkd.models.build(
+        "vgg4", num_classes=10, input_shape=(32, 32, 1), width=0.0625
+    )
+    network.save(teacher)
+    folders = [tmp_path / name for name in ("one", "chief", "other")]
+    programs = [
+        _distill("--teacher", str(teacher), "--output", str(folder))
+        for folder in folders
+    ]
+    by_workers = [(*p, "--strategy", "multiworker") for p in programs[1:]]
+    for output in _run_workers(*by_workers):
+        assert "kd  seed 0" in output, output[-3000:]
+    alone = _start_worker(0, [], programs[0])
+    assert "wrote" in alone.communicate(timeout=SECONDS)[0]
+    one, chief = (
+        np.genfromtxt(
+            folder / "history.csv", delimiter=",", skip_header=1, dtype=float
+        )
+        for folder in folders[:2]
+    )
+    np.testing.assert_allclose(chief, one, rtol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "chief",
+        "one",
+        "teacher.keras",
+    ]
+    kept = [
+        keras.saving.load_model(folder / "student.keras")
+        for folder in folders[:2]
+    ]
+    for ours, theirs in zip(*[k.get_weights() for k in kept], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--strategy", "multiworker", "--output", "run"],
+            "needs TF_CONFIG in the environment",
+        ),
+        (
+            ["--strategy", "mirrored", "--output", "run", "--resume"],
+            "leave out --resume or --strategy mirrored",
+        ),
+    ],
+)
+def test_what_workers_lack_is_said(
+    tmp_path, monkeypatch, capsys, argv, message
+):
+    monkeypatch.syspath_prepend(TESTS.parent / "scripts")
+    import distill
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        distill.main([str(word) for word in _distill(*argv)[1:]])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
