@@ -390,8 +390,7 @@ def evaluate(model, dataset):
     logits = strategies.predict(model, dataset).astype(np.float64)
     if not np.all(np.isfinite(logits)):
         raise DivergedError(
-            f"network '{model.name}' returns numbers that are not finite. "
-            "Where training made it so, lower --learning-rate."
+            f"network '{model.name}' returns numbers that are not finite."
         )
     labels = np.concatenate([unpack(y).label for _, y in dataset])
     logits -= logits.max(axis=-1, keepdims=True)
@@ -443,9 +442,6 @@ def fit(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    recorder = _Recorder(
-        dataset.validation, epochs, protocol.evaluations or epochs, progress
-    )
     if kept is None:
         checkpoints = None
         last = keras.callbacks.LambdaCallback(
@@ -453,12 +449,20 @@ def fit(
         )
     else:
         checkpoints = last = Checkpoints(kept, data=dataset)
+    stop = StopOnDivergence(checkpoints)
+    recorder = _Recorder(
+        dataset.validation,
+        epochs,
+        protocol.evaluations or epochs,
+        progress,
+        stop.advice,
+    )
     distiller.fit(
         strategies.sharded(dataset.train),
         epochs=epochs,
         shuffle=False,  # tf.data shuffles.
         verbose=0,
-        callbacks=[StopOnDivergence(checkpoints), recorder, last],
+        callbacks=[stop, recorder, last],
     )
     rows = recorder.rows if kept is None else checkpoints.history
     first = ("epoch", "learning_rate")
@@ -471,11 +475,12 @@ class _Recorder(keras.callbacks.Callback):
     What it adds to the logs is in the checkpoints of a callback after it.
     """
 
-    def __init__(self, validation, epochs, evaluations, progress):
+    def __init__(self, validation, epochs, evaluations, progress, advice):
         super().__init__()
         self.rows = []
         self._validation = validation
         self._progress = progress
+        self._advice = advice
         self._due = {
             math.ceil(epochs * i / evaluations)
             for i in range(1, evaluations + 1)
@@ -486,7 +491,12 @@ class _Recorder(keras.callbacks.Callback):
         rate = self.model.optimizer.learning_rate.numpy().item()
         logs["learning_rate"] = rate
         if epoch in self._due:
-            score = evaluate(self.model.student, self._validation)
+            try:
+                score = evaluate(self.model.student, self._validation)
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{error} After epoch {epoch}. {self._advice()}"
+                ) from None
             logs["validation_accuracy"] = score.accuracy
             logs["validation_loss"] = score.loss
         self.rows.append({"epoch": epoch, **logs})
@@ -651,6 +661,8 @@ def train_teacher(parser, option, recipe, dataset, file, kept=None):
         file: Where to keep it.
         kept: Folder of all checkpoints of the run, or None.
     """
+    if kept:
+        resuming.sweep(file)
     writing = output_file(file, overwrite=True)
     with parser.opening(option, writing) as temporary:
         name = option.removeprefix("--")

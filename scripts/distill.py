@@ -21,6 +21,7 @@ from protocols import PROTOCOLS
 import tfkd
 from tfkd import models
 from tfkd.export import export_student
+from tfkd.strategies import is_chief
 
 METHODS = ("ce", "activations", "activations+jacobian", "kd", "ipot+kd")
 SMOKE = {
@@ -206,11 +207,13 @@ def _distill(parser, options):
         return 0
     writing = (
         common.run_folder(output, "distill", options.overwrite)
-        if strategies.is_chief(strategy)
+        if is_chief(strategy)
         else strategies.nothing_kept()
     )
     with (
-        resuming.keeping(parser, options, "distill") as kept,
+        resuming.keeping(
+            parser, options, "distill", chief=is_chief(strategy)
+        ) as kept,
         parser.opening("--output", writing) as folder,
     ):
         dataset, recipe, teacher_file = _prepare(parser, options)
@@ -226,7 +229,7 @@ def _distill(parser, options):
         with strategy.scope():
             network = common.load_teacher(teacher_file)
         runs = _train_students(options, network, kept, strategy)
-        if not strategies.is_chief(strategy):
+        if not is_chief(strategy):
             return 0
         chosen = max(
             runs,

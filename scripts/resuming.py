@@ -12,6 +12,8 @@ import tensorflow as tf
 
 # Options that say nothing about what is trained.
 _WHERE = ("output", "overwrite", "resume")
+# What an interrupted run of one network may go on with, after it diverged.
+_CHANGEABLE = {"train": "learning_rate"}
 
 
 def add_argument(parser):
@@ -65,7 +67,7 @@ def is_complete(parser, options, script):
 
 
 @contextlib.contextmanager
-def keeping(parser, options, script):
+def keeping(parser, options, script, chief=True):
     """The folder of a run's checkpoints, which is gone when the body ends.
 
     If the body raises, the folder stays, unless there is no checkpoint in it.
@@ -74,6 +76,8 @@ def keeping(parser, options, script):
         parser: The script's `common.Parser`.
         options: An `argparse.Namespace`.
         script: Name of the script.
+        chief: Whether this process is the one that writes. Others only read
+            there, so that the folder must be one that all see.
 
     Yields:
         A `pathlib.Path`, or None without --resume.
@@ -82,6 +86,10 @@ def keeping(parser, options, script):
         yield None
         return
     folder = _unfinished(pathlib.Path(options.output))
+    if not chief:
+        tf.config.experimental.enable_op_determinism()
+        yield folder
+        return
     with contextlib.ExitStack() as stack:
         with parser.checking("--resume"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +99,9 @@ def keeping(parser, options, script):
             if earlier is None:
                 _write(folder / "run.json", ours)
             else:
-                _require_same(folder, earlier, ours)
-                _sweep(pathlib.Path(options.output))
+                _require_same(folder, earlier, ours, _CHANGEABLE.get(script))
+                _write(folder / "run.json", ours)
+                sweep(options.output)
         tf.config.experimental.enable_op_determinism()
         try:
             yield folder
@@ -139,8 +148,8 @@ def _description(options, script):
     return json.loads(json.dumps(ours))
 
 
-def _require_same(place, earlier, ours):
-    """Raises with the options in which two runs differ."""
+def _require_same(place, earlier, ours, but=None):
+    """Raises with the options in which two runs differ, all but one."""
     if earlier.get("script") != ours["script"]:
         raise ValueError(
             f"'{place}' is of {earlier.get('script')}.py. Choose another "
@@ -151,7 +160,8 @@ def _require_same(place, earlier, ours):
         f"--{name.replace('_', '-')} {_shown(theirs.get(name))}, not "
         f"{_shown(ours['options'].get(name))}"
         for name in dict.fromkeys((*theirs, *ours["options"]))
-        if name not in _WHERE and theirs.get(name) != ours["options"].get(name)
+        if name not in (*_WHERE, but)
+        and theirs.get(name) != ours["options"].get(name)
     ]
     if differing:
         raise ValueError(
@@ -194,8 +204,12 @@ def _write(path, content):
     os.replace(new, path)
 
 
-def _sweep(output):
-    """Removes what a killed process left of an output."""
+def sweep(output):
+    """Removes what a killed process left of an output.
+
+    Args:
+        output: Path of the file or folder that it was to write.
+    """
     output = pathlib.Path(os.path.realpath(output))
     for left in output.parent.glob(f".new-????????-{output.name}"):
         if left.is_dir():

@@ -44,11 +44,6 @@ def begin(parser, options):
     """
     if options.strategy == "none":
         return tf.distribute.get_strategy()
-    if options.resume:
-        parser.error(
-            "argument --resume: checkpoints are of one device; leave out "
-            f"--resume or --strategy {options.strategy}"
-        )
     if options.strategy == "mirrored":
         return tf.distribute.MirroredStrategy()
     if "TF_CONFIG" not in os.environ:
@@ -60,16 +55,6 @@ def begin(parser, options):
         parser.error("argument --strategy: multiworker needs --output")
     with parser.checking("--strategy"):
         return tf.distribute.MultiWorkerMirroredStrategy()
-
-
-def is_chief(strategy):
-    """Whether this process is the one that writes."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return True
-    if "chief" in resolver.cluster_spec().jobs:
-        return resolver.task_type == "chief"
-    return resolver.task_type == "worker" and resolver.task_id == 0
 
 
 @contextlib.contextmanager

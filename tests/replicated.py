@@ -5,7 +5,9 @@ tests run this file as a process: `python replicated.py mirrored`, or
 `python replicated.py worker FILE` with TF_CONFIG in the environment.
 """
 
+import pathlib
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -146,6 +148,37 @@ def inferred(strategy):
     return {**results, "predict": distiller.predict(batches, verbose=0)}
 
 
+def checkpointed(strategy, folder, ends):
+    """Weights of a training with dropout, of which each fit is another's.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+        folder: Path of a folder for its checkpoints.
+        ends: For each fit the epoch it ends with.
+
+    Returns:
+        Dict of arrays.
+    """
+    x, y, _ = data()
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    for seed, epochs in enumerate(ends):
+        with strategy.scope():
+            body = network(seed)
+            dropped = keras.layers.Dropout(0.5)(body.outputs[0])
+            trainer = tfkd.Distiller(student=keras.Model(body.input, dropped))
+            trainer.compile(
+                keras.optimizers.SGD(0.1, momentum=0.9),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            )
+        checkpoints = tfkd.callbacks.Checkpoints(folder)
+        trainer.fit(batches, epochs=epochs, verbose=0, callbacks=[checkpoints])
+    assert trainer.history.epoch == [*range(ends[-1])]
+    names = [path.name for path in folder.iterdir()]
+    assert len(names) == 2
+    assert all(name.endswith(".checkpoint") for name in names)
+    return {f"weight {i}": v.numpy() for i, v in enumerate(trainer.weights)}
+
+
 def assert_equal(received, expected):
     """Raises where an array differs by more than rounding in float64.
 
@@ -190,6 +223,16 @@ def _mirrored():
     names = all_of_a_distiller()
     assert_equal(distilled(two, names), distilled(one, names))
     _assert_empty_parts_are_refused(two)
+    with tempfile.TemporaryDirectory() as folder:
+        _assert_goes_on(two, pathlib.Path(folder))
+
+
+def _assert_goes_on(strategy, folder):
+    """A training by its checkpoints is that of one process, bit for bit."""
+    whole = checkpointed(strategy, folder / "whole", [3])
+    parts = checkpointed(strategy, folder / "parts", [1, 3])
+    for name, value in whole.items():
+        np.testing.assert_array_equal(parts[name], value)
 
 
 def _assert_empty_parts_are_refused(strategy):
@@ -218,6 +261,7 @@ if __name__ == "__main__":
         assert workers.num_replicas_in_sync == 2
         use_float64()
         np.savez(sys.argv[2], *of_workers(workers).values())
+        _assert_goes_on(workers, pathlib.Path(sys.argv[2]).parent)
     else:
         use_float64()
         _mirrored()

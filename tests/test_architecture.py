@@ -26,6 +26,7 @@ LINES = (
     ("copies", "transferer"),
     ("copies", "export"),
     ("export", "callbacks"),
+    ("strategies", "callbacks"),
 )
 
 

@@ -216,6 +216,28 @@ def test_the_rate_that_another_callback_lowered_is_kept(tmp_path):
     np.testing.assert_allclose(rates, [5e-4, 2.5e-4, 1.25e-4], rtol=1e-6)
 
 
+def test_a_new_rate_is_taken(tmp_path):
+    """To go back after a divergence; a lowered one is no new one."""
+
+    def rated(rate):
+        model = plain(1)
+        model.compile(keras.optimizers.Adam(rate), LOSS, metrics=["accuracy"])
+        return model
+
+    lower = keras.callbacks.LearningRateScheduler(lambda _, rate: rate / 2)
+    fit(rated(1e-2), tmp_path, 1, callbacks=[lower])
+    model = rated(3e-3)
+    fit(model, tmp_path, 2, callbacks=[lower])
+    assert float(model.optimizer.learning_rate) == np.float32(1.5e-3)
+    fit(model, tmp_path, 3)  # Of the same process, lowered.
+    model = rated(3e-3)
+    fit(model, tmp_path, 4)
+    assert float(model.optimizer.learning_rate) == np.float32(1.5e-3)
+    decay = keras.optimizers.schedules.CosineDecay
+    fit(rated(decay(0.1, 9)), tmp_path / "decay", 1)
+    fit(rated(decay(0.01, 9)), tmp_path / "decay", 2)
+
+
 def test_the_last_two_are_kept(tmp_path):
     checkpoints, _ = fit(plain(), tmp_path, 4)
     assert files(tmp_path) == [

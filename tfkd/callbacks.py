@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from tfkd.export import replacing
+from tfkd.strategies import is_chief, of_all_workers
 
 _FORMAT = 1
 _KEPT = 2
@@ -48,6 +49,13 @@ class Checkpoints(keras.callbacks.Callback):
     and the one before is used. An epoch after which the loss or a weight is
     not finite leaves none, so that two good ones stay.
 
+    To go back after a divergence, compile with a lower learning rate: one
+    that differs from the earlier training's is taken, else that of the
+    checkpoint, which a callback may have lowered.
+
+    Of several workers (`tf.distribute.MultiWorkerMirroredStrategy`) the chief
+    writes, and all read: give all a folder that they see.
+
     Not kept is what other callbacks remember, as the patience of
     `EarlyStopping`, and the seeds of operations that have none of their own.
 
@@ -67,7 +75,8 @@ class Checkpoints(keras.callbacks.Callback):
             written to, after an epoch if the disk is full, say. Checkpoints
             before it are as they were.
         ValueError: In `fit`, if the folder holds checkpoints of another
-            training alone, or of more epochs than `fit` is to train.
+            training alone, or of more epochs than `fit` is to train, or if
+            workers do not see the same folder.
 
     Example:
 
@@ -93,19 +102,25 @@ class Checkpoints(keras.callbacks.Callback):
         self.last = None
         self._data = data
         self._restored = 0
+        self._writes = True
+        self._rate = None
 
     # === Keras ===
 
     def on_train_begin(self, logs=None):
         """Goes on from the last good checkpoint, if there is one."""
         self.history, self.last, self._restored = [], None, 0
-        _require_writable(self.folder)
         model = self.model
+        self._writes = is_chief(model.distribute_strategy)
+        self._rate = _rate(model.optimizer)
+        if self._writes:
+            _require_writable(self.folder)
         # Before the first step, for a fresh optimizer has no moments to fill.
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
         found = self._newest()
+        self._require_agreement(found)
         if found is None:
             return
         if found.epoch > self.params["epochs"]:
@@ -118,6 +133,7 @@ class Checkpoints(keras.callbacks.Callback):
             _variables(model), found.values, strict=True
         ):
             variable.assign(value)
+        self._restore_rate(found.rate)
         _set_generators(found.generators)
         self.history = found.history
         self.last = found.path
@@ -141,24 +157,54 @@ class Checkpoints(keras.callbacks.Callback):
             )
             return
         path = self.folder / f"epoch-{epoch + 1:05}.checkpoint"
-        try:
-            _write(path, self.model, epoch + 1, self.history)
-        except OSError as error:
+        error = None
+        if self._writes:
+            try:
+                _write(path, self.model, epoch + 1, self.history, self._rate)
+            except OSError as raised:
+                error = raised
+        # Workers wait for the chief, and end with it.
+        strategy = self.model.distribute_strategy
+        failed = of_all_workers(strategy, int(error is not None))
+        if any(failed):
             good = f"'{self.last}'" if self.last else "none before it"
             raise OSError(
                 f"The checkpoint of epoch {epoch + 1} cannot be written to "
-                f"'{self.folder}': {error}. The last good one is {good}. Make "
-                "room for it, then fit again to go on from there."
+                f"'{self.folder}': {error or 'the chief says why'}. The last "
+                f"good one is {good}. Make room for it, then fit again to go "
+                "on from there."
             ) from error
         self.last = path
-        for old, _ in self._files()[_KEPT:]:
-            old.unlink(missing_ok=True)
+        if self._writes:
+            for old, _ in self._files()[_KEPT:]:
+                old.unlink(missing_ok=True)
 
     def on_train_end(self, logs=None):
         """Leaves the model and the data as they are without this callback."""
         self._after_beginning()
         if self._data is not None:
             self._data.set_epoch(None)
+
+    def _require_agreement(self, found):
+        """Raises if workers would go on from different epochs."""
+        strategy = self.model.distribute_strategy
+        epochs = of_all_workers(strategy, found.epoch if found else 0)
+        if len(set(epochs)) > 1:
+            raise ValueError(
+                f"Workers find checkpoints of different epochs in "
+                f"'{self.folder}': {epochs}. Choose a folder that all see."
+            )
+
+    def _restore_rate(self, begun_with):
+        """Takes the learning rate that is compiled now, if it is a new one.
+
+        Else that of the checkpoint stays, which a callback may have lowered.
+        """
+        optimizer = self.model.optimizer
+        if self._rate in (None, begun_with, _rate(optimizer)):
+            self._rate = begun_with
+        else:
+            optimizer.learning_rate = self._rate
 
     def _after_beginning(self):
         """Once fit has read where to begin, brings back Keras' history."""
@@ -179,7 +225,8 @@ class Checkpoints(keras.callbacks.Callback):
     def _files(self):
         """Pairs of path and epoch of all checkpoints, the newest first."""
         found = []
-        for path in self.folder.iterdir():
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        for path in paths:
             match = _NAME.fullmatch(path.name)
             if match:
                 found.append((path, int(match[1])))
@@ -187,8 +234,9 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _newest(self):
         """The newest `_Checkpoint` that is good, or None."""
-        for unfinished in self.folder.glob(_UNFINISHED):
-            unfinished.unlink(missing_ok=True)  # Of a process that was killed.
+        if self._writes:
+            for unfinished in self.folder.glob(_UNFINISHED):
+                unfinished.unlink(missing_ok=True)  # Of a killed process.
         refused, found = {}, None
         for path, epoch in self._files():
             try:
@@ -210,7 +258,8 @@ class Checkpoints(keras.callbacks.Callback):
             )
         for path, error in refused.items():
             aside = path.with_name(f"{path.name}.refused")
-            os.replace(path, aside)
+            if self._writes:
+                os.replace(path, aside)
             logging.getLogger("tfkd").warning(
                 "Refused the checkpoint '%s' (%s), which is now '%s'. "
                 "Training goes on from %s",
@@ -255,6 +304,16 @@ class StopOnDivergence(keras.callbacks.Callback):
         self._epoch = 0
         self._steps_before = 0
 
+    def advice(self):
+        """What to do after a divergence, a sentence that names a checkpoint."""
+        last = getattr(self._checkpoints, "last", None)
+        back = "Start anew"
+        if last:
+            back = f"Go back to '{last}', the last checkpoint,"
+        elif self._checkpoints is not None:
+            back = "There is no checkpoint yet: start anew"
+        return f"{back} with a lower learning rate or weight."
+
     def on_train_begin(self, logs=None):
         """Forgets an earlier training."""
         self._found = None
@@ -285,17 +344,10 @@ class StopOnDivergence(keras.callbacks.Callback):
         if self._found is None:
             return
         batch, logs = self._found
-        last = getattr(self._checkpoints, "last", None)
-        back = "Start anew"
-        if last:
-            back = f"Go back to '{last}', the last checkpoint,"
-        elif self._checkpoints is not None:
-            back = "There is no checkpoint yet: start anew"
         raise DivergedError(
             f"The loss is {logs['loss']} at step "
             f"{self._steps_before + batch + 1} (epoch {self._epoch + 1}, step "
-            f"{batch + 1} of it): {self._culprits(logs)}. {back} with a lower "
-            "learning rate or weight."
+            f"{batch + 1} of it): {self._culprits(logs)}. {self.advice()}"
         )
 
     def _culprits(self, logs):
@@ -330,12 +382,22 @@ class _Checkpoint(NamedTuple):
     epoch: int
     history: list
     generators: dict
+    rate: float | None
     values: list
 
 
 def _variables(model):
     """All state of a training, in an order that is always the same."""
     return [*model.variables, *model.optimizer.variables]
+
+
+def _rate(optimizer):
+    """The learning rate that an optimizer remembers; None for a schedule."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = inner._learning_rate
+    if not isinstance(rate, keras.Variable):
+        return None
+    return float(keras.ops.convert_to_numpy(rate))
 
 
 def _identity(model):
@@ -361,7 +423,7 @@ def _identity(model):
     }
 
 
-def _write(path, model, epoch, history):
+def _write(path, model, epoch, history, rate):
     """Writes a checkpoint that is whole or not there.
 
     Raises:
@@ -372,6 +434,7 @@ def _write(path, model, epoch, history):
         "epoch": epoch,
         "history": history,
         "generators": _generators(),
+        "learning_rate": rate,
         "identity": _identity(model),
     }
     with replacing(path) as temporary, temporary.open("wb") as stream:
@@ -407,6 +470,7 @@ def _read(path, model):
                 state["epoch"],
                 state["history"],
                 state["generators"],
+                state["learning_rate"],
                 values,
             )
     except (

@@ -73,6 +73,41 @@ def is_multi_worker(strategy):
     )
 
 
+def is_chief(strategy):
+    """Whether this process is the one of its cluster that writes files.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        A bool; True where there is no other process.
+    """
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return True
+    if "chief" in resolver.cluster_spec().jobs:
+        return resolver.task_type == "chief"
+    return resolver.task_type == "worker" and resolver.task_id == 0
+
+
+def of_all_workers(strategy, number):
+    """What each worker calls this function with, in their order.
+
+    All must call it, for each waits for the others.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+        number: An integer.
+
+    Returns:
+        A list of integers; of this one alone where there is no other worker.
+    """
+    if not is_multi_worker(strategy):
+        return [number]
+    numbers = strategy.run(lambda: tf.constant([number], tf.int64))
+    return strategy.gather(numbers, axis=0).numpy().tolist()
+
+
 def batch_specs(epoch_iterator):
     """What the batches are like that Keras goes through, without reading any.
 
