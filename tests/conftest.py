@@ -10,11 +10,24 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+
+# Whose graphs TensorFlow optimizes, as it does for users.
+OPTIMIZED = ("test_distiller", "test_transferer", "test_distill")
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_as_traced(request):
+    """Of graphs that run once or twice, optimizing takes most of the time."""
+    name = request.module.__name__.rpartition(".")[2]
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": name not in OPTIMIZED}
+    )
 
 
 @pytest.fixture
