@@ -267,6 +267,11 @@ def test_two_heads_are_chosen_by_name(kind, tmp_path):
     for wrong in (None, "features"):
         with pytest.raises(ValueError, match="'source', 'target', the outputs"):
             open_artefact(path, output=wrong)
+    null = dict.fromkeys(GOOD) | {"normalization_inside": False}
+    names = {"class_names": GOOD["class_names"]}
+    (tmp_path / SIDECAR).write_text(json.dumps(null | names))
+    for name, expected in (("target", ("cat", "dog", "owl")), ("source", None)):
+        assert open_artefact(path, output=name).class_names == expected
 
 
 def test_heads_in_a_list_have_their_layers_names(tmp_path):

@@ -37,14 +37,14 @@ class Runner:
             None where nobody has said.
     """
 
-    def __init__(self, kind, path, program, sidecar):
+    def __init__(self, kind, path, program, sidecar, *, one_of_several):
         self.kind = kind
         self.path = path
         self.input_shape = program.input_shape
         self.num_classes = program.num_classes
         self._run = program.run
         self._batch = program.batch
-        self._learn(sidecar)
+        self._learn(sidecar, one_of_several)
 
     def __call__(self, inputs):
         """The outputs for a batch of any size.
@@ -102,9 +102,11 @@ class Runner:
         mean, std = np.float32(self.preprocessing)
         return (pixels - mean) / std
 
-    def _learn(self, sidecar):
+    def _learn(self, sidecar, one_of_several):
         """Takes over what a sidecar says, if it is about this artefact."""
         names, shape = sidecar.class_names, sidecar.input_shape
+        if one_of_several and len(names or ()) != self.num_classes:
+            names = None  # of another output
         self.class_names = names
         self.preprocessing = sidecar.preprocessing
         self.normalization_inside = sidecar.normalization_inside
@@ -236,7 +238,13 @@ def open_artefact(path, *, output=None, threads=None):
     else:
         program = _OPENERS[kind](path, output)
     place = saved_model_folder(path) if kind == "saved_model" else path
-    return Runner(kind, path, program, read_beside(place))
+    return Runner(
+        kind,
+        path,
+        program,
+        read_beside(place),
+        one_of_several=output is not None,
+    )
 
 
 _OPENERS = {
