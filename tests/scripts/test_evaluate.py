@@ -68,18 +68,26 @@ def files(splits, tmp_path_factory):
 
 
 def direct(file, images, labels):
-    """Accuracy and mean cross-entropy by NumPy, in float64."""
+    """Accuracy, cross-entropy and calibration by NumPy, in float64."""
     kernel, bias = map(np.float64, keras.saving.load_model(file).get_weights())
     logits = images.reshape(len(images), -1) @ kernel + bias
     losses = np.log(np.exp(logits).sum(axis=1)) - np.take_along_axis(
         logits, labels[:, None], axis=1
     ).squeeze(1)
-    return np.mean(logits.argmax(axis=1) == labels), losses.mean()
+    right = logits.argmax(axis=1) == labels
+    confidence = np.exp(logits.max(1)) / np.exp(logits).sum(axis=1)
+    calibration = 0.0
+    for low in np.arange(15) / 15:
+        members = (low < confidence) & (confidence <= low + 1 / 15)
+        gap = np.sum(right[members]) - np.sum(confidence[members])
+        calibration += np.abs(gap) / len(right)
+    return np.mean(right), losses.mean(), calibration
 
 
-def rows(text):
+def rows(text, table=0):
     """The cells of a Markdown table's rows below its rule."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    lines = blocks[table].splitlines()
     return [[c.strip() for c in line[1:-1].split("|")] for line in lines[2:]]
 
 
@@ -90,18 +98,20 @@ def test_prints_what_numpy_computes(files, splits, capsys):
         table = rows(capsys.readouterr().out)
         expected = []
         for label, file in zip(("sure", "unsure"), files, strict=True):
-            accuracy, loss = direct(file, *splits[split])
+            accuracy, loss, calibration = direct(file, *splits[split])
             assert 0.85 < accuracy < 1.0
             expected.append(
                 [
                     f"{label}/student.keras",
+                    f"{pathlib.Path(file).stat().st_size / 1000:,.0f} kB",
                     "10,250",  # 32 * 32 * 10 + 10
                     f"{100 * accuracy:.1f}",
                     f"{loss:.4f}",
+                    f"{100 * calibration:.1f}",
                 ]
             )
         assert table == expected
-        assert expected[0][3] != expected[1][3]
+        assert expected[0][4:] != expected[1][4:]
 
 
 def test_noise_columns_are_mean_and_deviation_of_the_draws(
@@ -110,6 +120,7 @@ def test_noise_columns_are_mean_and_deviation_of_the_draws(
     options = ["--noise", "--stddevs", "0", "2.5", "--draws", "3"]
     assert evaluate.main([files[0], *options]) == 0
     (row,) = rows(capsys.readouterr().out)
+    row = row[1:]
     result = noise_robustness(
         keras.saving.load_model(files[0]),
         splits["test"],
@@ -117,8 +128,8 @@ def test_noise_columns_are_mean_and_deviation_of_the_draws(
         draws=3,
     )
     clean, noisy = 100 * result.accuracies
-    assert row[2] == row[4] == f"{clean[0]:.1f}"
-    assert row[5] == f"{noisy.mean():.1f} ± {noisy.std(ddof=1):.1f}"
+    assert row[2] == row[5] == f"{clean[0]:.1f}"
+    assert row[6] == f"{noisy.mean():.1f} ± {noisy.std(ddof=1):.1f}"
     assert noisy.std() > 0
 
 
@@ -126,7 +137,7 @@ def test_the_default_levels_are_those_of_the_paper(files, capsys):
     assert evaluate.main([files[0], "--noise", "--draws", "1"]) == 0
     header = capsys.readouterr().out.splitlines()[2]
     names = [name.strip() for name in header[1:-1].split("|")]
-    assert names[4:] == [f"% at std 0{s}" for s in ("", ".1", ".2", ".3", ".4")]
+    assert names[6:] == [f"% at std 0{s}" for s in ("", ".1", ".2", ".3", ".4")]
 
 
 def test_writes_all_numbers_and_how_they_were_made(files, tmp_path, capsys):
@@ -138,6 +149,10 @@ def test_writes_all_numbers_and_how_they_were_made(files, tmp_path, capsys):
     written = {path.name for path in output.iterdir()}
     assert written == {
         "config.json",
+        "confusion-1.csv",
+        "confusion-1.png",
+        "confusion-2.csv",
+        "confusion-2.png",
         "evaluation.json",
         "noise.png",
         "report.md",
@@ -150,9 +165,13 @@ def test_writes_all_numbers_and_how_they_were_made(files, tmp_path, capsys):
         draws = np.array(noise["accuracies"])
         np.testing.assert_allclose(noise["mean"], draws.mean(axis=1))
         np.testing.assert_allclose(noise["std"], draws.std(axis=1, ddof=1))
-        assert f"{100 * network['accuracy']:.1f}" == row[2]
-        assert f"{network['cross_entropy_nats']:.4f}" == row[3]
+        assert f"{100 * network['accuracy']:.1f}" == row[3]
+        assert f"{network['cross_entropy_nats']:.4f}" == row[4]
+        assert f"{100 * network['calibration_error']:.1f}" == row[5]
         assert network["parameters"] == 10250
+        assert network["kind"] == "keras"
+        path = pathlib.Path(network["file"])
+        assert network["bytes"] == path.stat().st_size
     assert networks[0]["noise"] == networks[1]["noise"]
     report = (output / "report.md").read_text()
     assert rows(report) == table
@@ -203,7 +222,7 @@ def test_an_interrupted_run_writes_nothing(
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate.common, "evaluate", interrupt)
+    monkeypatch.setattr(evaluate, "_outputs", interrupt)
     output = tmp_path / "folder" / "run"
     assert evaluate.main([files[0], "--output", str(output)]) == 130
     assert "nothing was written" in capsys.readouterr().err
@@ -261,14 +280,19 @@ def test_refuses_bad_files(files, capsys, tmp_path):
     for name, model in models.items():
         model.save(tmp_path / f"{name}.keras")
     (tmp_path / "text.keras").write_text("no network")
+    (tmp_path / "notes.txt").write_text("no network")
+    (tmp_path / "empty.tflite").touch()
+    (tmp_path / "folder").mkdir()
     output = tmp_path / "run"
     for name, message in {
         "classes.keras": "has 10 classes",
         "softmax.keras": "ends in softmax",
         "shape.keras": "has images of shape (32, 32, 1)",
         "text.keras": "is no Keras model",
-        "missing.keras": "No file",
-        "student.tflite": "ends in .keras",
+        "missing.keras": "No artefact at",
+        "notes.txt": "ends in .keras, .tflite or .onnx",
+        "empty.tflite": "is no LiteRT model",
+        "folder": "is no SavedModel",
     }.items():
         arguments = [files[0], tmp_path / name, "--output", output]
         line = refusal(arguments, capsys)
@@ -276,7 +300,7 @@ def test_refuses_bad_files(files, capsys, tmp_path):
         assert name in line
     arguments = [files[0], files[0], "--output", output]
     assert "given twice" in refusal(arguments, capsys)
-    assert "required: FILE.keras" in refusal([], capsys)
+    assert "required: FILE" in refusal([], capsys)
     assert not output.exists()
 
 

@@ -1,7 +1,7 @@
 """One input and one output of a loaded artefact, whatever runs it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,13 @@ class Program(NamedTuple):
         run: Function of an array `[batch, ...]` that returns an array.
         shape: Of the input with the batch, None for any size; or None.
         output_shape: Likewise.
+        model: The `keras.Model`, if it is one.
     """
 
     run: Callable
     shape: tuple | None
     output_shape: tuple | None
+    model: Any = None
 
     @property
     def batch(self):

@@ -35,16 +35,21 @@ class Runner:
             takes pixels as they are; None where nobody has said.
         white: Value of a white pixel in the units of its training images, or
             None where nobody has said.
+        bytes: Size of the file, or of all files of the SavedModel.
+        model: The `keras.Model` of a Keras file; else None.
     """
 
-    def __init__(self, kind, path, program, sidecar, *, one_of_several):
+    def __init__(self, kind, path, place, program, *, one_of_several):
         self.kind = kind
         self.path = path
+        files = place.rglob("*") if place.is_dir() else [place]
+        self.bytes = sum(f.stat().st_size for f in files if f.is_file())
+        self.model = program.model
         self.input_shape = program.input_shape
         self.num_classes = program.num_classes
         self._run = program.run
         self._batch = program.batch
-        self._learn(sidecar, one_of_several)
+        self._learn(read_beside(place), one_of_several)
 
     def __call__(self, inputs):
         """The outputs for a batch of any size.
@@ -238,13 +243,7 @@ def open_artefact(path, *, output=None, threads=None):
     else:
         program = _OPENERS[kind](path, output)
     place = saved_model_folder(path) if kind == "saved_model" else path
-    return Runner(
-        kind,
-        path,
-        program,
-        read_beside(place),
-        one_of_several=output is not None,
-    )
+    return Runner(kind, path, place, program, one_of_several=output is not None)
 
 
 _OPENERS = {

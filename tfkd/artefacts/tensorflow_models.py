@@ -58,6 +58,7 @@ def open_keras(path, output):
         lambda x: forward(cast(x, spec.dtype)).numpy(),
         tuple(spec.shape),
         tuple(result.shape),
+        model,
     )
 
 
