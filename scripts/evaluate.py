@@ -218,7 +218,13 @@ def _prepare(parser, options):
             run = open_artefact(file, output=options.head)
             _check(run, dataset, options)
             inputs, units = _inputs(run, dataset)
-            if common.are_probabilities(run(inputs(images))):
+            outputs = run(inputs(images))
+            if outputs.shape[1:] != (dataset.num_classes,):
+                raise ValueError(
+                    f"'{file}' returns {outputs.shape[1:]} for an image, but "
+                    f"'{dataset.name}' has {dataset.num_classes} classes."
+                )
+            if common.are_probabilities(outputs):
                 raise ValueError(
                     f"'{file}' returns probabilities. Expected logits: build "
                     "it without the last activation."
@@ -250,11 +256,6 @@ def _check(run, dataset, options):
         raise ValueError(
             f"'{run.path}' takes inputs of shape {shape}, but "
             f"'{dataset.name}' has images of shape {dataset.input_shape}."
-        )
-    if run.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"'{run.path}' returns {run.num_classes or 'no'} classes, but "
-            f"'{dataset.name}' has {dataset.num_classes} classes."
         )
     names = run.class_names or dataset.class_names
     if names != dataset.class_names and set(names) == set(dataset.class_names):

@@ -18,6 +18,8 @@ import tensorflow as tf
 
 from tfkd import data
 from tfkd.analysis import noise_robustness
+from tfkd.artefacts.sidecar import SIDECAR
+from tfkd.export import export_student
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,183 @@ def test_prints_what_numpy_computes(files, splits, capsys):
             )
         assert table == expected
         assert expected[0][4:] != expected[1][4:]
+
+
+@pytest.fixture(scope="module")
+def exports(files, tmp_path_factory):
+    """The first network in other formats."""
+    folder = tmp_path_factory.mktemp("exports")
+    network = keras.saving.load_model(files[0])
+    export_student(network, folder, formats=("saved_model", "tflite"))
+    (folder / SIDECAR).unlink(missing_ok=True)
+    return [str(folder / "saved_model"), str(folder / "student.tflite")]
+
+
+def test_all_kinds_have_the_same_numbers(files, exports, splits, capsys):
+    assert evaluate.main([files[0], *exports]) == 0
+    keras_row, *others = rows(capsys.readouterr().out)
+    for row, file in zip(others, exports, strict=True):
+        path = pathlib.Path(file)
+        found = [p for p in (path, *path.rglob("*")) if p.is_file()]
+        size = sum(p.stat().st_size for p in found)
+        assert row[1] == f"{size / 1000:,.0f} kB"
+        assert row[2] == ""
+        assert row[3:] == keras_row[3:]
+
+
+def test_tells_class_from_class(exports, splits, tmp_path, capsys):
+    """Also on the screen, for one network."""
+    output = tmp_path / "run"
+    assert evaluate.main([exports[1], "--output", str(output)]) == 0
+    table = rows(capsys.readouterr().out, table=1)
+    images, labels = splits["test"]
+    means = np.stack(
+        [splits["train"][0][splits["train"][1] == c].mean(0) for c in range(10)]
+    )
+    distances = np.square(images[:, None] - means).sum(axis=(2, 3, 4))
+    said = distances.argmin(axis=1)
+    matrix = np.zeros([10, 10], int)
+    np.add.at(matrix, (labels, said), 1)
+    for c, row in enumerate(table):
+        right = matrix[c, c]
+        assert row == [
+            str(c),
+            f"{100 * right / matrix[:, c].sum():.1f}",
+            f"{100 * right / matrix[c].sum():.1f}",
+            str(matrix[c].sum()),
+        ]
+    written = np.loadtxt(output / "confusion-1.csv", delimiter=",")
+    np.testing.assert_array_equal(written, matrix)
+    text = (output / "evaluation.json").read_text()
+    (network,) = json.loads(text)["networks"]
+    assert network["kind"] == "tflite"
+    assert network["parameters"] is None
+    assert network["classes"][3]["recall"] == matrix[3, 3] / matrix[3].sum()
+    report = (output / "report.md").read_text()
+    assert rows(report, table=2) == table
+    wrong = matrix * (1 - np.eye(10, dtype=int))
+    first = rows(report, table=1)[0]
+    true, guess = map(int, first[:2])
+    assert int(first[2]) == wrong[true, guess] == wrong.max()
+    assert "confusion-1.png" in report
+
+
+def beside(file, folder, **content):
+    """A copy of a network with a sidecar."""
+    empty = {
+        "class_names": None,
+        "input_shape": [32, 32, 1],
+        "mean": None,
+        "std": None,
+        "normalization_inside": False,
+    }
+    folder.mkdir()
+    (folder / SIDECAR).write_text(json.dumps(empty | content))
+    return shutil.copy(file, folder)
+
+
+def test_a_network_gets_the_units_it_was_trained_with(
+    files, splits, tmp_path, capsys
+):
+    """The same network, of pixels and of pixels in other units."""
+    digits = data.load("digits", batch_size=1)
+    mean, std = digits.mean[0], digits.std[0]
+    kernel, bias = keras.saving.load_model(files[0]).get_weights()
+
+    def saved(name, scale, shift):
+        """Of `scale x + shift`, x the standardised image."""
+        model = keras.saving.load_model(files[0])
+        bias_of_shift = bias - kernel.sum(axis=0) * shift / scale
+        model.set_weights([kernel / scale, bias_of_shift])
+        model.save(tmp_path / f"{name}.keras")
+        return tmp_path / f"{name}.keras"
+
+    raw = beside(
+        saved("raw", std, mean), tmp_path / "a", normalization_inside=True
+    )
+    # (std x + mean - 3) / 2
+    own = beside(
+        saved("own", std / 2, (mean - 3) / 2),
+        tmp_path / "b",
+        mean=[3.0],
+        std=[2.0],
+    )
+    same = beside(files[0], tmp_path / "c", mean=[mean], std=[std])
+    output = tmp_path / "run"
+    files = [files[0], raw, own, same]
+    assert evaluate.main([*map(str, files), "--output", str(output)]) == 0
+    out, err = capsys.readouterr()
+    expected, *table = rows(out)
+    for row in table:
+        assert row[3:] == expected[3:]
+    (line,) = err.splitlines()
+    assert "own.keras: images are standardised with the network's own" in line
+    report = (output / "report.md").read_text()
+    assert "raw.keras` takes images raw, for the network standardises" in report
+    assert (
+        "own.keras` takes images with the network's own mean (3.0,)" in report
+    )
+    for file in (raw, own):
+        line = refusal([file, "--noise"], capsys)
+        assert "--noise is only for networks that take images as" in line
+
+
+def test_other_class_names_are_told_or_refused(files, tmp_path, capsys):
+    turned = [str(digit) for digit in range(10)][::-1]
+    names = {"order": turned, "words": [f"digit {i}" for i in range(10)]}
+    paths = {
+        name: beside(files[0], tmp_path / name, class_names=value)
+        for name, value in names.items()
+    }
+    assert "in another order, 9, 8, 7" in refusal([paths["order"]], capsys)
+    assert evaluate.main([paths["words"], "--split", "validation"]) == 0
+    assert "have other names" in capsys.readouterr().err
+
+
+def test_measures_the_head_that_is_named(files, splits, tmp_path, capsys):
+    network = keras.saving.load_model(files[0])
+    other = keras.layers.Dense(7, name="source")
+    heads = {
+        "target": network.outputs[0],
+        "source": other(network.layers[0].output),
+    }
+    path = tmp_path / "two.keras"
+    keras.Model(network.inputs, heads).save(path)
+    assert evaluate.main([str(path), "--head", "target"]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    accuracy, *_ = direct(files[0], *splits["test"])
+    assert row[3] == f"{100 * accuracy:.1f}"
+    assert "returns (7,) for an image" in refusal(
+        [path, "--head", "source"], capsys
+    )
+    assert "has 10 classes" in refusal([path], capsys)
+    assert "'source', 'target'" in refusal([path, "--head", "logits"], capsys)
+
+
+def test_refuses_what_does_not_fit(exports, tmp_path, capsys):
+    x = keras.Input([32, 32, 1])
+    flat = keras.layers.Flatten()(x)
+    small = keras.Input([28, 28, 1])
+    models = {
+        "classes": keras.Model(x, keras.layers.Dense(7)(flat)),
+        "softmax": keras.Model(
+            x, keras.layers.Dense(10, activation="softmax")(flat)
+        ),
+        "shape": keras.Model(
+            small, keras.layers.Dense(10)(keras.layers.Flatten()(small))
+        ),
+    }
+    for name, model in models.items():
+        export_student(model, tmp_path / name, formats=["tflite"])
+    for name, message in {
+        "classes": "returns (7,) for an image, but 'digits' has 10 classes",
+        "softmax": "returns probabilities",
+        "shape": "has images of shape (32, 32, 1)",
+    }.items():
+        line = refusal([tmp_path / name / "student.tflite"], capsys)
+        assert message in line
+    line = refusal([exports[0], "--noise"], capsys)
+    assert "--noise is only for .keras files" in line
 
 
 def test_noise_columns_are_mean_and_deviation_of_the_draws(
