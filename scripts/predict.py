@@ -1,12 +1,12 @@
 """Classifies your own images with a trained network.
 
 The network is a .keras, .tflite or .onnx file or the folder of a SavedModel,
-and returns logits. Images are PNG, JPEG, BMP or GIF of any size, gray or in
-colour. Each is brought to the network's size as a whole, or with --crop as
-photographs are for testing; what is transparent is taken as if it were not.
-Then it is brought to the units of the network's training images, which
-preprocessing.json beside the network tells, or --dataset, or --mean, --std
-and --white.
+and returns logits (or probabilities, see --outputs). Images are PNG, JPEG, BMP
+or GIF of any size, gray or in colour. Each is brought to the network's size as
+a whole, or with --crop as photographs are for testing; what is transparent is
+taken as if it were not. Then it is brought to the units of the network's
+training images, which preprocessing.json beside the network tells, or
+--dataset, or --mean, --std and --white.
 """
 
 import argparse
@@ -150,9 +150,10 @@ def _parser():
     )
     add("--head", metavar="NAME", help="the output to use, of several")
     add(
-        "--probabilities",
-        action="store_true",
-        help="the network ends in a softmax, and returns probabilities",
+        "--outputs",
+        choices=("logits", "probabilities"),
+        default="logits",
+        help="what the network returns",
     )
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser
@@ -185,8 +186,12 @@ def _predict(parser, options):
         if images:
             with parser.checking("NETWORK"), common.quiet():
                 outputs = run(units(np.stack(list(images.values()))))
-                probabilities = _probabilities(options, run, outputs)
-            found |= zip(images, probabilities, strict=True)
+            found |= zip(images, outputs, strict=True)
+    if found:
+        with parser.checking("NETWORK"):
+            outputs = np.stack(list(found.values()))
+            rows = _probabilities(parser, options, run, outputs)
+        found = dict(zip(found, rows, strict=True))
     _say(parser, options, run, dataset, found, faults)
     return 1 if faults else 0
 
@@ -368,7 +373,7 @@ def _fit(pixels, shape, crop):
     return tf.image.resize(pixels, (height, width), antialias=True)
 
 
-def _probabilities(options, run, outputs):
+def _probabilities(parser, options, run, outputs):
     """Class probabilities `[images, classes]` of a network's outputs."""
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ValueError(
@@ -377,14 +382,14 @@ def _probabilities(options, run, outputs):
         )
     if not np.all(np.isfinite(outputs)):
         raise ValueError(f"'{run.path}' returns numbers that are not finite.")
-    if options.probabilities != common.are_probabilities(outputs):
-        raise ValueError(
-            f"'{run.path}' returns no probabilities. Leave --probabilities out."
-            if options.probabilities
-            else f"'{run.path}' returns probabilities. Pass --probabilities."
-        )
-    if options.probabilities:
+    if options.outputs == "probabilities":
         return np.float64(outputs)
+    if common.are_probabilities(outputs):
+        print(
+            f"{parser.prog}: warning: '{run.path}' seems to return "
+            "probabilities; if so, pass --outputs probabilities",
+            file=sys.stderr,
+        )
     return np.exp(common.log_softmax(outputs))
 
 
