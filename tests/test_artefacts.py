@@ -410,6 +410,8 @@ def test_refuses_the_sidecar_of_another(change, message, folder, tmp_path):
     (tmp_path / SIDECAR).write_text(json.dumps(GOOD | change))
     with pytest.raises(ValueError, match=message):
         open_artefact(path)
+    run = open_artefact(path, beside=False)
+    assert (run.class_names, run.input_shape) == (None, (8, 8, 2))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 from tfkd.arguments import check_count
 from tfkd.artefacts.onnx import open_onnx
 from tfkd.artefacts.program import agree
-from tfkd.artefacts.sidecar import SIDECAR, read_beside
+from tfkd.artefacts.sidecar import SIDECAR, Sidecar, read_beside
 from tfkd.artefacts.tensorflow_models import (
     open_keras,
     open_saved_model,
@@ -39,7 +39,7 @@ class Runner:
         model: The `keras.Model` of a Keras file; else None.
     """
 
-    def __init__(self, kind, path, place, program, *, one_of_several):
+    def __init__(self, kind, path, place, program, sidecar, *, one_of_several):
         self.kind = kind
         self.path = path
         files = place.rglob("*") if place.is_dir() else [place]
@@ -49,7 +49,7 @@ class Runner:
         self.num_classes = program.num_classes
         self._run = program.run
         self._batch = program.batch
-        self._learn(read_beside(place), one_of_several)
+        self._learn(sidecar, one_of_several)
 
     def __call__(self, inputs):
         """The outputs for a batch of any size.
@@ -178,7 +178,7 @@ class Runner:
         return outputs
 
 
-def open_artefact(path, *, output=None, threads=None):
+def open_artefact(path, *, output=None, threads=None, beside=True):
     """Loads a trained network, to be run.
 
     - A file that ends in ".keras", in Keras' safe mode: no code in it runs.
@@ -202,6 +202,8 @@ def open_artefact(path, *, output=None, threads=None):
         threads: Number of threads of LiteRT or onnxruntime; None: theirs.
             TensorFlow has one number for the whole process,
             `tf.config.threading`.
+        beside: Whether to read what lies beside the artefact; False if that
+            may belong to another.
 
     Returns:
         A `Runner`.
@@ -243,7 +245,15 @@ def open_artefact(path, *, output=None, threads=None):
     else:
         program = _OPENERS[kind](path, output)
     place = saved_model_folder(path) if kind == "saved_model" else path
-    return Runner(kind, path, place, program, one_of_several=output is not None)
+    sidecar = read_beside(place) if beside else Sidecar()
+    return Runner(
+        kind,
+        path,
+        place,
+        program,
+        sidecar,
+        one_of_several=output is not None,
+    )
 
 
 _OPENERS = {
