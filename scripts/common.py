@@ -73,6 +73,8 @@ CHECKED_FORMATS = ("saved_model", "tflite")
 CHECKED_IMAGES = 128
 TIMING_BATCH = 128
 TIMING_SECONDS = 1.0
+# By how much the sum of int8 outputs of a softmax differs from 1.
+_SUM_TOLERANCE = 0.02
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -387,19 +389,60 @@ def evaluate(model, dataset):
     Raises:
         DivergedError: If a logit is not finite.
     """
-    logits = strategies.predict(model, dataset).astype(np.float64)
+    logits = strategies.predict(model, dataset)
+    labels = np.concatenate([unpack(y).label for _, y in dataset])
+    return score(logits, labels, model.name)
+
+
+def score(logits, labels, name):
+    """The `Score` of logits.
+
+    Args:
+        logits: Array `[images, classes]`.
+        labels: Integers `[images]`.
+        name: Of the network.
+
+    Returns:
+        A `Score`.
+
+    Raises:
+        DivergedError: If a logit is not finite.
+    """
+    logits = np.asarray(logits, np.float64)
     if not np.all(np.isfinite(logits)):
         raise DivergedError(
-            f"network '{model.name}' returns numbers that are not finite."
+            f"network '{name}' returns numbers that are not finite."
         )
-    labels = np.concatenate([unpack(y).label for _, y in dataset])
-    logits -= logits.max(axis=-1, keepdims=True)
-    log_probabilities = logits - np.log(
-        np.exp(logits).sum(axis=-1, keepdims=True)
-    )
-    losses = -log_probabilities[np.arange(len(labels)), labels]
+    losses = -log_softmax(logits)[np.arange(len(labels)), labels]
     accuracy = np.mean(logits.argmax(axis=-1) == labels)
     return Score(float(accuracy), float(losses.mean()))
+
+
+def log_softmax(logits):
+    """Logarithms of the probabilities that logits stand for.
+
+    Args:
+        logits: `[images, classes]`, finite.
+
+    Returns:
+        Array of float64, `[images, classes]`.
+    """
+    logits = np.asarray(logits, np.float64)
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def are_probabilities(outputs):
+    """Whether all outputs of a network look as a softmax makes them.
+
+    Args:
+        outputs: `[images, classes]`.
+
+    Returns:
+        A bool.
+    """
+    sums = outputs.sum(axis=-1)
+    return bool(outputs.min() >= 0 and np.abs(sums - 1).max() <= _SUM_TOLERANCE)
 
 
 def fit(

@@ -1,6 +1,8 @@
 """Measures trained networks on one split, also under noise on its images.
 
-Prints a table, and with --output writes it to a folder.
+Networks are files of Keras, LiteRT (.tflite) and ONNX, and SavedModels. Prints
+a table, and with --output writes it to a folder, with the classes that are
+taken for others.
 """
 
 import argparse
@@ -8,6 +10,7 @@ import contextlib
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import NamedTuple
 
@@ -16,27 +19,56 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import analysis, data
+from tfkd.artefacts import open_artefact
 
 SMOKE = {"split": "validation", "stddevs": [0.0, 0.4], "draws": 2}
 _SPLITS = ("train", "validation", "test")
-_HEADER = ("file", "parameters", "accuracy %", "cross-entropy, nats")
+_HEADER = (
+    "file",
+    "size",
+    "parameters",
+    "accuracy %",
+    "cross-entropy, nats",
+    "calibration error %",
+)
+_CLASS_HEADER = ("class", "precision %", "recall %", "count")
+_CONFUSION_HEADER = ("true class", "taken for", "count", "% of the class")
+_CONFUSIONS = 10
+
+
+class Network(NamedTuple):
+    """One network to measure.
+
+    Attributes:
+        file: Path of its file or folder, as it was given.
+        label: Its name, with the folders that tell it from others.
+        run: A `tfkd.artefacts.Runner`.
+        inputs: Function of standardised images that returns what it takes.
+        units: What it takes, in words.
+    """
+
+    file: str
+    label: str
+    run: object
+    inputs: object
+    units: str
 
 
 class Evaluation(NamedTuple):
     """One network, measured.
 
     Attributes:
-        file: Path of its file, as it was given.
-        label: Its file's name, with the folders that tell it from others.
-        parameters: Number of its weights.
+        network: The `Network`.
         score: A `common.Score`.
+        calibration: Its expected calibration error, in [0, 1].
+        matrix: Of confusion, `[classes, classes]`, the true class first.
         noise: An `analysis.NoiseRobustness`, or None.
     """
 
-    file: str
-    label: str
-    parameters: int
+    network: Network
     score: common.Score
+    calibration: float
+    matrix: np.ndarray
     noise: analysis.NoiseRobustness | None
 
 
@@ -63,9 +95,14 @@ def _parser():
     add(
         "files",
         nargs="+",
-        type=common.keras_file,
-        metavar="FILE.keras",
-        help="networks that return logits, such as train.py writes",
+        metavar="FILE",
+        help="networks that return logits: .keras, .tflite or .onnx files, "
+        "or folders of SavedModels, such as train.py and distill.py write",
+    )
+    add(
+        "--head",
+        metavar="NAME",
+        help="the output to measure, of networks with several",
     )
     add("--dataset", default="digits", help=f"one of {', '.join(data.NAMES)}")
     common.add_reading_arguments(parser)
@@ -128,9 +165,12 @@ def _evaluate(parser, options):
                     )
                 )
         common.say(f"{common.describe(dataset)}; {options.split} split\n")
-        evaluations = _measure(options, networks, dataset)
+        evaluations = _measure(parser, options, networks, dataset)
         table = _table(evaluations)
         common.say(table)
+        if len(evaluations) == 1:
+            scores = _class_table(evaluations[0], dataset)
+            common.say(f"\n{scores}")
         if options.output:
             config = {
                 "script": "evaluate",
@@ -143,7 +183,7 @@ def _evaluate(parser, options):
                 },
                 "seconds": round(time.perf_counter() - started, 1),
             }
-            _write(folder, config, table, evaluations)
+            _write(folder, config, table, evaluations, dataset)
     if options.output:
         common.say(f"\nwrote {options.output} in {config['seconds']:.0f} s")
     return 0
@@ -153,10 +193,10 @@ def _prepare(parser, options):
     """Refuses bad input.
 
     Returns:
-        The dataset, and the networks in the order of their files.
+        The dataset, and the `Network`s in the order of their files.
     """
     paths = [os.path.abspath(file) for file in options.files]
-    common.refuse_repeated(parser, "FILE.keras", paths)
+    common.refuse_repeated(parser, "FILE", paths)
     common.refuse_repeated(parser, "--stddevs", options.stddevs)
     for name in ("stddevs", "draws"):
         given = getattr(options, name) != parser.get_default(name)
@@ -171,16 +211,121 @@ def _prepare(parser, options):
             seed=common.RECIPE.seed,
             **common.reading(options),
         )
+    images = next(iter(getattr(dataset, options.split)))[0].numpy()
     networks = []
-    for file in options.files:
-        with parser.checking(file):
-            network = common.load_teacher(file)
-            common.check_teacher(network, dataset)
-        networks.append(network)
+    for file, label in zip(options.files, _labels(options.files), strict=True):
+        with parser.checking(file), common.quiet():
+            run = open_artefact(file, output=options.head)
+            _check(run, dataset, options)
+            inputs, units = _inputs(run, dataset)
+            outputs = run(inputs(images))
+            if outputs.shape[1:] != (dataset.num_classes,):
+                raise ValueError(
+                    f"'{file}' returns {outputs.shape[1:]} for an image, but "
+                    f"'{dataset.name}' has {dataset.num_classes} classes."
+                )
+            if common.are_probabilities(outputs):
+                raise ValueError(
+                    f"'{file}' returns probabilities. Expected logits: build "
+                    "it without the last activation."
+                )
+        networks.append(Network(file, label, run, inputs, units))
+        _warn(parser, networks[-1], dataset)
     return dataset, networks
 
 
-def _measure(options, networks, dataset):
+def _check(run, dataset, options):
+    """Raises a `ValueError` unless a network fits a dataset.
+
+    Args:
+        run: A `tfkd.artefacts.Runner`.
+        dataset: A `tfkd.data.Dataset`.
+        options: Those of the script.
+    """
+    if run.model is not None and options.head is None:
+        common.check_teacher(run.model, dataset)
+    shape = run.input_shape
+    fits = shape is None or (
+        len(shape) == 3
+        and all(
+            size in (None, wanted)
+            for size, wanted in zip(shape, dataset.input_shape, strict=True)
+        )
+    )
+    if not fits:
+        raise ValueError(
+            f"'{run.path}' takes inputs of shape {shape}, but "
+            f"'{dataset.name}' has images of shape {dataset.input_shape}."
+        )
+    names = run.class_names or dataset.class_names
+    if names != dataset.class_names and set(names) == set(dataset.class_names):
+        raise ValueError(
+            f"'{run.path}' has the classes of '{dataset.name}' in another "
+            f"order, {', '.join(names)}."
+        )
+    if options.noise and (run.model is None or options.head is not None):
+        raise ValueError(
+            "--noise is only for .keras files of one output; leave it out."
+        )
+    if options.noise and not _shares_units(run, dataset):
+        raise ValueError(
+            "--noise is only for networks that take images as "
+            f"'{dataset.name}' standardises them; leave it out."
+        )
+
+
+def _shares_units(run, dataset):
+    """Whether a network takes images as a dataset serves them."""
+    if run.normalization_inside:
+        return False
+    return run.preprocessing is None or np.allclose(
+        run.preprocessing, [dataset.mean, dataset.std], rtol=1e-6, atol=0
+    )
+
+
+def _inputs(run, dataset):
+    """How a network takes a dataset's images.
+
+    What lies beside a network is believed: it knows how it was trained.
+
+    Args:
+        run: A `tfkd.artefacts.Runner`.
+        dataset: A `tfkd.data.Dataset`.
+
+    Returns:
+        A function of standardised images, and what it does, in words.
+    """
+    if _shares_units(run, dataset):
+        return lambda images: images, "as the dataset standardises them"
+    mean, std = np.float32(dataset.mean), np.float32(dataset.std)
+    units = "raw, for the network standardises them itself"
+    if not run.normalization_inside:
+        own_mean, own_std = run.preprocessing
+        units = f"with the network's own mean {own_mean} and std {own_std}"
+    return lambda images: run.preprocess(images * std + mean), units
+
+
+def _warn(parser, network, dataset):
+    """Tells on stderr what may surprise."""
+    run = network.run
+    notes = []
+    if not _shares_units(run, dataset) and not run.normalization_inside:
+        notes.append(
+            f"images are standardised {network.units}, beside it, not with "
+            f"mean {dataset.mean} and std {dataset.std} of '{dataset.name}'"
+        )
+    if run.class_names not in (None, dataset.class_names):
+        notes.append(
+            f"its classes have other names than those of '{dataset.name}'; "
+            "they are taken in their order"
+        )
+    for note in notes:
+        print(
+            f"{parser.prog}: warning: {network.file}: {note}", file=sys.stderr
+        )
+
+
+def _measure(parser, options, networks, dataset):
     """The `Evaluation` of each network."""
     examples = getattr(dataset, options.split)
     if options.split == "train":
@@ -190,27 +335,43 @@ def _measure(options, networks, dataset):
             tuple(map(np.concatenate, parts))
         ).batch(common.RECIPE.batch_size)
     evaluations = []
-    for file, label, network in zip(
-        options.files, _labels(options.files), networks, strict=True
-    ):
+    for network in networks:
         noise = None
         if options.noise:
             noise = analysis.noise_robustness(
-                network, examples, stddevs=options.stddevs, draws=options.draws
+                network.run.model,
+                examples,
+                stddevs=options.stddevs,
+                draws=options.draws,
             )
-        # TensorFlow warns that each network is traced anew.
-        with common.quiet():
-            score = common.evaluate(network, examples)
+        with parser.checking(network.file), common.quiet():
+            logits, labels = _outputs(network, examples)
+        score = common.score(logits, labels, network.label)
         evaluations.append(
             Evaluation(
-                file=file,
-                label=label,
-                parameters=network.count_params(),
+                network=network,
                 score=score,
+                calibration=analysis.calibration_error(
+                    np.exp(common.log_softmax(logits)), labels
+                ),
+                matrix=analysis.confusion_matrix(
+                    logits.argmax(axis=-1),
+                    labels,
+                    num_classes=dataset.num_classes,
+                ),
                 noise=noise,
             )
         )
     return evaluations
+
+
+def _outputs(network, examples):
+    """Logits `[images, classes]` and labels `[images]` of a pass."""
+    parts = [
+        (network.run(network.inputs(x)), y)
+        for x, y in examples.as_numpy_iterator()
+    ]
+    return map(np.concatenate, zip(*parts, strict=True))
 
 
 def _labels(files):
@@ -229,11 +390,15 @@ def _table(evaluations):
     stddevs = [] if noise is None else noise.stddevs
     rows = []
     for evaluation in evaluations:
+        network = evaluation.network
+        model = network.run.model
         row = [
-            evaluation.label,
-            f"{evaluation.parameters:,}",
+            network.label,
+            common.kilobytes(network.run.bytes),
+            "" if model is None else f"{model.count_params():,}",
             common.percent(evaluation.score.accuracy),
             f"{evaluation.score.loss:.4f}",
+            common.percent(evaluation.calibration),
         ]
         if evaluation.noise is not None:
             # Without noise all draws are one.
@@ -248,29 +413,106 @@ def _table(evaluations):
     return common.markdown_table(header, rows)
 
 
-def _write(folder, config, table, evaluations):
+def _class_table(evaluation, dataset):
+    """How well each class is recognised, as a Markdown table."""
+    scores = analysis.class_scores(evaluation.matrix)
+    rows = [
+        (name, _share(precision), _share(recall), f"{count:,}")
+        for name, precision, recall, count in zip(
+            dataset.class_names, *scores, strict=True
+        )
+    ]
+    return common.markdown_table(_CLASS_HEADER, rows)
+
+
+def _share(value):
+    """A share as a percentage, or a dash where there is none."""
+    return "-" if np.isnan(value) else common.percent(value)
+
+
+def _confusions(evaluation, dataset):
+    """The most frequent confusions, as a Markdown table; or a sentence."""
+    wrong = evaluation.matrix * (1 - np.eye(dataset.num_classes, dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    cells = [np.unravel_index(place, wrong.shape) for place in order]
+    totals = evaluation.matrix.sum(axis=1)
+    rows = [
+        (
+            dataset.class_names[true],
+            dataset.class_names[said],
+            f"{wrong[true, said]:,}",
+            common.percent(wrong[true, said] / totals[true]),
+        )
+        for true, said in cells
+        if wrong[true, said]
+    ]
+    if not rows:
+        return "No class was taken for another."
+    return common.markdown_table(_CONFUSION_HEADER, rows)
+
+
+def _write(folder, config, table, evaluations, dataset):
     """Writes all files of a run."""
     common.write_json(folder / "config.json", config)
     common.write_json(
         folder / "evaluation.json",
-        {"networks": [_record(evaluation) for evaluation in evaluations]},
+        {
+            "networks": [
+                _record(evaluation, dataset) for evaluation in evaluations
+            ]
+        },
     )
-    report = _report(config, table)
+    for number, evaluation in enumerate(evaluations, 1):
+        np.savetxt(
+            folder / f"confusion-{number}.csv",
+            evaluation.matrix,
+            fmt="%d",
+            delimiter=",",
+        )
+        analysis.plot_confusion(
+            evaluation.matrix,
+            folder / f"confusion-{number}.png",
+            class_names=dataset.class_names,
+            title=f"{evaluation.network.label} on {dataset.name}, "
+            f"{config['options']['split']} split",
+        )
+    report = _report(config, table, evaluations, dataset)
     (folder / "report.md").write_text(report, encoding="utf-8")
     if config["options"]["noise"]:
         analysis.plot_noise_robustness(
-            {evaluation.label: evaluation.noise for evaluation in evaluations},
+            {
+                evaluation.network.label: evaluation.noise
+                for evaluation in evaluations
+            },
             folder / "noise.png",
         )
 
 
-def _record(evaluation):
+def _record(evaluation, dataset):
     """An `Evaluation` as it is written to evaluation.json."""
+    run = evaluation.network.run
+    scores = analysis.class_scores(evaluation.matrix)
     record = {
-        "file": evaluation.file,
-        "parameters": evaluation.parameters,
+        "file": evaluation.network.file,
+        "kind": run.kind,
+        "bytes": run.bytes,
+        "parameters": run.model and run.model.count_params(),
+        "inputs": evaluation.network.units,
         "accuracy": evaluation.score.accuracy,
         "cross_entropy_nats": evaluation.score.loss,
+        "calibration_error": evaluation.calibration,
+        "classes": [
+            {
+                "name": name,
+                # JSON knows no NaN.
+                "precision": None if np.isnan(precision) else precision,
+                "recall": None if np.isnan(recall) else recall,
+                "count": int(count),
+            }
+            for name, precision, recall, count in zip(
+                dataset.class_names, *scores, strict=True
+            )
+        ],
     }
     if evaluation.noise is not None:
         stddevs, accuracies = evaluation.noise
@@ -278,7 +520,6 @@ def _record(evaluation):
             "stddevs": stddevs.tolist(),
             "accuracies": accuracies.tolist(),
             "mean": evaluation.noise.mean.tolist(),
-            # JSON knows no NaN.
             "std": None
             if accuracies.shape[1] == 1
             else evaluation.noise.std.tolist(),
@@ -286,9 +527,9 @@ def _record(evaluation):
     return record
 
 
-def _report(config, table):
+def _report(config, table, evaluations, dataset):
     """The text of report.md."""
-    options, dataset = config["options"], config["dataset"]
+    options = config["options"]
     versions = ", ".join(f"{k} {v}" for k, v in config["versions"].items())
     noise = ""
     if options["noise"]:
@@ -300,19 +541,38 @@ same noise.
 
 ![Accuracy under noise](noise.png)
 """
-    return f"""# Evaluation on {dataset["name"]}, {options["split"]} split
+    parts = [
+        f"""
+## {evaluation.network.label}
+
+![Confusion of classes](confusion-{number}.png)
+
+{_confusions(evaluation, dataset)}
+
+{_class_table(evaluation, dataset)}
+"""
+        for number, evaluation in enumerate(evaluations, 1)
+    ]
+    units = "\n".join(
+        f"- `{evaluation.network.file}` takes images {evaluation.network.units}"
+        for evaluation in evaluations
+    )
+    return f"""# Evaluation on {dataset.name}, {options["split"]} split
 
 {table}
 
-Cross-entropy is the mean over the images.
-{noise}
+Cross-entropy is the mean over the images. The calibration error is the \
+expected one, with 15 bins of equal width: how far the largest probability is \
+from the share of right answers.
+{noise}{"".join(parts)}
 ## How it was made
 
 - {versions}
-- files: {", ".join(f"`{file}`" for file in options["files"])}
-- settings: `config.json`; all numbers: `evaluation.json`
-- inputs are `(pixels - mean) / std` with mean {dataset["mean"]} and std \
-{dataset["std"]}
+- settings: `config.json`; all numbers: `evaluation.json`, \
+`confusion-*.csv` (a row for each true class)
+- the dataset standardises images as `(pixels - mean) / std` with mean \
+{dataset.mean} and std {dataset.std}
+{units}
 - {config["seconds"]:.0f} seconds
 """
 

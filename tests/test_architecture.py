@@ -25,6 +25,7 @@ LINES = (
     ("copies", "models"),
     ("copies", "transferer"),
     ("copies", "export"),
+    ("artefacts", "export"),
     ("export", "callbacks"),
     ("strategies", "callbacks"),
 )

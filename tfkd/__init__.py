@@ -2,6 +2,7 @@
 
 from tfkd import (
     analysis,
+    artefacts,
     caching,
     callbacks,
     data,
@@ -45,6 +46,7 @@ __all__ = [
     "Transferer",
     "VariationalMatch",
     "analysis",
+    "artefacts",
     "caching",
     "callbacks",
     "data",

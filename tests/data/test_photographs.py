@@ -122,3 +122,32 @@ def _with_pillow(image, kind):
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, kind)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["BMP", "PNG"])
+def test_decodes_any_number_of_channels(kind, mode):
+    """A BMP, too, which TensorFlow decodes to the channels it has."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, [5, 7, 4], np.uint8)
+    pixels = pixels[..., 0] if mode == "L" else pixels[..., : len(mode)]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    if mode == "L":
+        pixels = np.repeat(pixels[..., np.newaxis], 3, axis=-1)
+    decoded = photographs.decode(stream.getvalue())
+    np.testing.assert_array_equal(decoded, pixels[..., :3])
+
+
+def test_a_bmp_may_have_a_palette():
+    pixels = np.random.default_rng(0).integers(0, 9, [5, 7], np.uint8)
+    colors = np.random.default_rng(1).integers(0, 256, [9, 3], np.uint8)
+    image = Image.fromarray(pixels, "L")
+    image.putpalette(colors.tobytes())
+    stream = io.BytesIO()
+    image.save(stream, "BMP")
+    decoded = photographs.decode(stream.getvalue())
+    np.testing.assert_array_equal(decoded, colors[pixels])
+    for size in (2, 20, 40, 60, len(stream.getvalue()) - 1):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            photographs.decode(stream.getvalue()[:size])

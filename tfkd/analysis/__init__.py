@@ -5,6 +5,13 @@ from tfkd.analysis.alignment import (
     feature_alignment,
     plot_feature_alignment,
 )
+from tfkd.analysis.calibration import calibration_error
+from tfkd.analysis.confusion import (
+    ClassScores,
+    class_scores,
+    confusion_matrix,
+    plot_confusion,
+)
 from tfkd.analysis.curves import plot_curves
 from tfkd.analysis.noise import (
     NoiseRobustness,
@@ -19,12 +26,17 @@ from tfkd.analysis.transport_trace import (
 )
 
 __all__ = [
+    "ClassScores",
     "FeatureAlignment",
     "NoiseRobustness",
     "TransportTrace",
     "TransportTraceLogger",
+    "calibration_error",
+    "class_scores",
+    "confusion_matrix",
     "feature_alignment",
     "noise_robustness",
+    "plot_confusion",
     "plot_curves",
     "plot_feature_alignment",
     "plot_noise_robustness",

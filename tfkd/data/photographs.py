@@ -137,9 +137,33 @@ def decode(content):
         content: A JPEG, PNG, BMP or GIF (its first image), a string.
 
     Returns:
-        uint8 `[height, width, 3]`; gray becomes red, green and blue.
+        uint8 `[height, width, 3]`; gray becomes red, green and blue, and
+        what says how transparent a pixel is, is left out.
     """
-    return tf.io.decode_image(content, channels=3, expand_animations=False)
+    if tf.strings.substr(content, 0, 2) != b"BM":
+        return tf.io.decode_image(content, channels=3, expand_animations=False)
+    # TensorFlow decodes a BMP to the channels that it has, or not at all.
+    pixels = tf.io.decode_bmp(content)
+    if pixels.shape[-1] == 1:
+        return tf.gather(_palette(content), tf.cast(pixels[..., 0], tf.int32))
+    return pixels[..., :3]
+
+
+def _palette(content):
+    """The colours of a BMP of 8 bits, which TensorFlow takes for grays.
+
+    Args:
+        content: The file, a string.
+
+    Returns:
+        uint8 `[256, 3]`; black where the file has no colour.
+    """
+    content = tf.constant(content).numpy()
+    start = 14 + int.from_bytes(content[14:18], "little")
+    size = int.from_bytes(content[46:50], "little") or 256
+    entries = content[start : start + 4 * min(size, 256)].ljust(1024, b"\0")
+    # Blue, green, red, nothing.
+    return np.frombuffer(entries, np.uint8).reshape(256, 4)[:, 2::-1]
 
 
 def shrink(image, side):
