@@ -1,6 +1,6 @@
 """Artefacts against their student: answers, size and time, side by side."""
 
-import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -76,10 +76,10 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
 
     Raises:
         ImportError: If LiteRT or onnxruntime is needed and missing.
-        RuntimeError: If an artefact cannot be run, with what its process
+        ChildProcessError: If an artefact cannot be run, with what its process
             said.
-        ValueError: If `runs` is too small, or `inputs` are no examples with
-            `labels`.
+        ValueError: If `runs` is too small, `inputs` are no examples with
+            `labels`, or the student's outputs are not finite.
     """
     if check_count(runs, "runs") < MIN_RUNS:
         raise ValueError(
@@ -102,6 +102,11 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
             for i in range(0, len(inputs), _BATCH)
         ]
     )
+    if not np.all(np.isfinite(expected)):
+        raise ValueError(
+            f"Student '{student.name}' returns numbers that are not finite, "
+            "which nothing can be compared with."
+        )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         kept = {}
@@ -158,22 +163,15 @@ def require_runtimes(paths):
         "LiteRT": ("ai_edge_litert.interpreter", "ai-edge-litert"),
         "onnxruntime": ("onnxruntime", "onnxruntime"),
     }
-    for runtime in sorted({_runtime(path) for path in paths}):
-        module, package = packages.get(runtime, (None, None))
-        with contextlib.suppress(TypeError):
-            _import(module, package)
-
-
-def _import(module, package):
-    if module is None:
-        return
-    try:
-        __import__(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{package} is needed to run what was exported. Install it: pip "
-            f"install {package}"
-        ) from error
+    for runtime in sorted({_runtime(path) for path in paths} & set(packages)):
+        module, package = packages[runtime]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"{package} is needed to run what was exported. Install it: "
+                f"pip install {package}"
+            ) from error
 
 
 def _runtime(path):
@@ -230,10 +228,7 @@ def _start(paths, folder, runs, blocked, imports):
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1"},
     )
     if process.returncode:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"{', '.join(paths)} could not be run in a process of their own: "
             f"{process.stderr[-2000:].strip()}"
         )
-
-
-# === Picture ===

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 
+import numpy as np
 import tensorflow as tf
 
 from tfkd.export.blame import UnsupportedError
@@ -68,12 +69,34 @@ def to_onnx(folder):
     ]
     if missing:
         raise UnsupportedError(missing)
+    _fill_in_constants(model.graph, serve.get_concrete_function(*specs))
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].HasField("dim_value"):
             dims[0].dim_param = "batch"
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _fill_in_constants(graph, function):
+    """Gives constants of a layer their values; tf2onnx takes them for inputs.
+
+    Args:
+        graph: A GraphProto.
+        function: The ConcreteFunction that it was made of.
+    """
+    import onnx
+
+    inputs = {value.name: value for value in graph.input}
+    used = {name for node in _nodes(graph) for name in node.input}
+    for tensor, placeholder in function.graph.captures:
+        name = placeholder.name
+        if name in inputs:
+            graph.input.remove(inputs[name])
+            if name in used:
+                graph.initializer.append(
+                    onnx.numpy_helper.from_array(tensor.numpy(), name)
+                )
 
 
 def _one_minus_erf(context, node, name, args):
@@ -86,8 +109,6 @@ def _one_minus_erf(context, node, name, args):
     )
     outputs = node.output
     context.remove_node(name)
-    import numpy as np
-
     one = context.make_const(f"{name}_one", np.array(1.0, np.float32))
     erf = context.make_node("Erf", [x], name=f"{name}_erf")
     context.make_node(

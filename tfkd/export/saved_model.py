@@ -94,7 +94,8 @@ def write_saved_model(student, path, class_names=None):
 def _named(student, outputs):
     """Dict, name -> tensor, of a student's outputs in their order.
 
-    Names are the keys of a dict of outputs, or else those of the layers.
+    Names are the keys of a dict of outputs, or else those of the layers that
+    make them.
     """
     pairs = keras.tree.flatten_with_path(outputs)
     keys = [
@@ -102,13 +103,26 @@ def _named(student, outputs):
         for path, _ in pairs
         if any(isinstance(part, str) for part in path)
     ]
-    given = keys or getattr(student, "output_names", None)
+    given = keys or _output_names(student)
     names = _unique(given, "output", len(pairs))
     # An output may be an input, which a signature cannot return as it is.
     return {
         name: tf.identity(tensor)
         for name, (_, tensor) in zip(names, pairs, strict=True)
     }
+
+
+def _output_names(student):
+    """Names of the layers that make the outputs, or None.
+
+    Of a network that is a layer itself, its own output's layer gives it.
+    """
+    names = getattr(student, "output_names", None)
+    if names and len(names) == 1:
+        layer = student.get_layer(names[0])
+        if isinstance(layer, keras.Model):
+            return _output_names(layer) or names
+    return names
 
 
 def _unique(names, kind, count):

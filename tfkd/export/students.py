@@ -151,9 +151,7 @@ def export_student(
             for kind, model in models.items()
         }
     with contextlib.ExitStack() as stack:
-        sidecar = stack.enter_context(
-            replacing(pathlib.Path(path) / SIDECAR)
-        )
+        sidecar = stack.enter_context(replacing(pathlib.Path(path) / SIDECAR))
         written = {
             name: stack.enter_context(replacing(target))
             for name, target in targets.items()
