@@ -24,8 +24,7 @@ LINES = (
     ("trace", "transport", "analysis"),
     ("copies", "models"),
     ("copies", "transferer"),
-    ("copies", "export"),
-    ("export", "callbacks"),
+    ("copies", "trace", "export", "callbacks"),
 )
 
 

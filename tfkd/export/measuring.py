@@ -13,7 +13,7 @@ import numpy as np
 
 from tfkd.arguments import check_count
 from tfkd.export import runners
-from tfkd.export.students import as_array, size_of
+from tfkd.export.students import outputs_of, size_of
 
 MIN_RUNS = 50
 _BATCH = 256
@@ -96,12 +96,7 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
         )
     paths = {n: pathlib.Path(a.path) for n, a in artefacts.items()}
     require_runtimes(paths.values())
-    expected = np.concatenate(
-        [
-            as_array(student(inputs[i : i + _BATCH], training=False))
-            for i in range(0, len(inputs), _BATCH)
-        ]
-    )
+    expected = outputs_of(student, inputs)
     if not np.all(np.isfinite(expected)):
         raise ValueError(
             f"Student '{student.name}' returns numbers that are not finite, "
@@ -204,7 +199,6 @@ def _start(paths, folder, runs, blocked, imports):
     """Runs artefacts in one new process of one thread."""
     job = {
         "inputs": str(folder / "inputs.npy"),
-        "batch_size": _BATCH,
         "runs": runs,
         "threads": 1,
         "blocked": blocked,
@@ -214,6 +208,7 @@ def _start(paths, folder, runs, blocked, imports):
             {
                 "path": os.path.abspath(path),
                 "results": str(folder / f"{name}.npz"),
+                "batch_size": _BATCH,
             }
             for name, path in paths.items()
         ],

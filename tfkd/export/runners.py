@@ -205,8 +205,8 @@ def _main(job):
     for name in job["imports"]:
         __import__(name)
     inputs = np.load(job["inputs"])
-    size = job["batch_size"]
     for artefact in job["artefacts"]:
+        size = artefact["batch_size"]
         runner = runner_of(artefact["path"], job["threads"])
         times = []
         if job["runs"]:

@@ -38,7 +38,9 @@ def interface(student):
     """
     structure = input_specs(student)
     flat = keras.tree.flatten(structure)
-    given = getattr(student, "input_names", None)
+    given = [tensor.name for tensor in getattr(student, "inputs", None) or ()]
+    if any(name.startswith("keras_tensor") for name in given):
+        given = None  # Keras counts them up.
     names = _unique(given, "input", len(flat))
     inputs = [
         tf.TensorSpec(spec.shape, spec.dtype, name)
