@@ -7,6 +7,8 @@ import sys
 
 import keras
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
 
@@ -208,7 +210,6 @@ def test_preprocessing_is_told(exported, digits):
 
 
 def test_onnx_has_names_and_any_batch(exported):
-    onnx = pytest.importorskip("onnx")
     graph = onnx.load(exported[1]["onnx"]).graph
     for values, name in ((graph.input, "images"), (graph.output, "logits")):
         (value,) = values
@@ -358,8 +359,6 @@ def test_two_headed_students_keep_their_heads_names(
     }
     served = tf.saved_model.load(str(paths["saved_model"])).signatures["serve"]
     run = _interpreter(paths["tflite"]).get_signature_runner()
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(paths["onnx"])
     names = [output.name for output in session.get_outputs()]
     for outputs in (
