@@ -243,6 +243,7 @@ def _distill(parser, options):
                 check=images,
                 class_names=dataset.class_names,
                 normalization=(dataset.mean, dataset.std),
+                white=dataset.white,
             )
         table = _table(teacher, chosen, runs, dataset)
         config = {

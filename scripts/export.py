@@ -183,6 +183,7 @@ def _export(parser, options):
                 class_names=dataset.class_names,
                 normalization=normalization,
                 normalization_inside=options.normalize,
+                white=dataset.white,
                 version=1 if options.serving else None,
             )
         with parser.checking("STUDENT.keras"), common.quiet():

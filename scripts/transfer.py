@@ -328,6 +328,7 @@ def _transfer(parser, options):
                 check=images,
                 class_names=target.class_names,
                 normalization=(target.mean, target.std),
+                white=target.white,
             )
         best = _best_weights(runs)
         table = _table(options, best)

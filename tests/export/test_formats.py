@@ -100,6 +100,7 @@ def exported(student, digits, tmp_path_factory):
         calibration=images[:200],
         class_names=CLASS_NAMES,
         normalization=(data.mean, data.std),
+        white=data.white,
     )
     return folder, {name: a.path for name, a in artefacts.items()}
 
@@ -206,6 +207,7 @@ def test_preprocessing_is_told(exported, digits):
         "mean": list(data.mean),
         "std": list(data.std),
         "normalization_inside": False,
+        "white": 16.0,
     }
 
 
@@ -248,6 +250,7 @@ def test_artefacts_standardise_pixels_themselves(
         "mean": None,
         "std": None,
         "normalization_inside": True,
+        "white": None,
     }
     names = tf.saved_model.load(str(report["saved_model"].path))
     assert list(names.signatures["serve"].structured_outputs) == ["logits"]
@@ -440,6 +443,19 @@ def test_students_of_a_mirrored_strategy_are_exported(tmp_path):
     assert int(process.stdout) == 9
 
 
+def test_lookup_tables_go_along(tmp_path):
+    student = keras.Sequential(
+        [
+            keras.Input((2,), dtype="int64"),
+            keras.layers.IntegerLookup(vocabulary=[7, 9]),
+            keras.layers.Embedding(3, 2),
+        ]
+    )
+    x = np.array([[7, 9], [8, 7]])
+    report = export_student(student, tmp_path, formats=["saved_model"], check=x)
+    assert report["saved_model"].max_difference == 0.0
+
+
 # === Layers that a format lacks ===
 
 
@@ -551,10 +567,12 @@ def test_a_version_makes_the_layout_of_tensorflow_serving(
 
 
 @pytest.mark.parametrize(
-    "names", [["a", "b"], ["a", "b", "c\nd"], ["a", "", 3]]
+    "names",
+    [["a", "b"], ["a", "b", "c\nd"], ["a", "b", " c"], ["a", "b", 3]],
+    ids=["two", "lines", "blank", "number"],
 )
 def test_wrong_class_names_are_refused(make_network, tmp_path, names):
-    with pytest.raises(ValueError, match="one line for each of 3 classes"):
+    with pytest.raises(ValueError, match="for each of 3 classes"):
         export_student(make_network(), tmp_path / "out", class_names=names)
     assert not any(tmp_path.iterdir())
 

@@ -40,6 +40,7 @@ class Dataset:
             digits, 0 to 255 for IDX files. Images are taken as they are
             served (enlarged or padded) without augmentation.
         num_train, num_validation, num_test: Number of images.
+        white: Value of a white pixel, in the units of the source.
         skipped: Names of corrupt images that were left out, a tuple of
             strings.
         passes: Numbers the passes over `train`, for `set_epoch`.
@@ -57,6 +58,7 @@ class Dataset:
     num_train: int
     num_validation: int
     num_test: int
+    white: float = 255.0
     skipped: tuple[str, ...] = ()
     passes: passes_lib.Passes | None = dataclasses.field(
         default=None, repr=False
@@ -219,6 +221,7 @@ class Source(NamedTuple):
             `test`.
         test_options: What `batches` of the test split takes besides.
         skipped: Names of corrupt images that were left out.
+        white: Value of a white pixel, in the units of the images.
     """
 
     train: Any
@@ -229,6 +232,7 @@ class Source(NamedTuple):
     held_out: np.ndarray | None = None
     test_options: dict[str, Any] | None = None
     skipped: tuple[str, ...] = ()
+    white: float = 255.0
 
 
 def assemble(
@@ -344,6 +348,7 @@ def assemble(
         num_train=len(train.labels),
         num_validation=len(validation.labels),
         num_test=len(test.labels),
+        white=source.white,
         skipped=source.skipped,
         passes=passes,
     )

@@ -28,6 +28,7 @@ def read():
         test=None,
         class_names=tuple(str(digit) for digit in digits.target_names),
         origin="scikit-learn's digits",
+        white=16.0,
     )
 
 

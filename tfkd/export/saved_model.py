@@ -80,9 +80,15 @@ def write_saved_model(student, path, class_names=None):
     ]
     if bound:
         raise UnsupportedError(bound)
-    # No optimizer, no seeds, nothing that was not read.
+    # No optimizer, no seeds, nothing that was not read but lookup tables.
     module = tf.Module()
     module.weights = list(function.variables)
+    module.tables = [
+        value
+        for layer in student._flatten_layers()
+        for value in vars(layer).values()
+        if isinstance(value, tf.saved_model.experimental.TrackableResource)
+    ]
     module.serve = serve
     signatures = {SIGNATURE: function, NAMED_SIGNATURE: function}
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd.arguments import check_count
+from tfkd.arguments import check_count, check_positive
 from tfkd.export import blame, running
 from tfkd.export.files import replacing
 from tfkd.export.onnx_file import require_onnx, to_onnx
@@ -61,6 +61,7 @@ def export_student(
     class_names=None,
     normalization=None,
     normalization_inside=False,
+    white=None,
     version=None,
 ):
     """Writes a student in several formats, all of them or none.
@@ -80,15 +81,15 @@ def export_student(
     student computes in, and hold its weights alone: no optimizer, no teacher.
     They take batches of any size. What they need to know who run them is in
     `preprocessing.json` beside them: class_names, input_shape, mean and std
-    (null where there is nothing to do), normalization_inside. Each is written
-    under a temporary name in the same folder and moved to its own when all
-    are complete, so that a killed run leaves no half of a file under these
-    names.
+    (null where there is nothing to do), normalization_inside, white. Each is
+    written under a temporary name in the same folder and moved to its own
+    when all are complete, so that a killed run leaves no half of a file under
+    these names.
 
     Args:
         student: A built Keras model.
         path: Folder of the artefacts. It is made if it is missing; earlier
-            artefacts in it are replaced.
+            artefacts of the same formats in it are replaced.
         formats: Any of the names above.
         check: Inputs `[batch, ...]` as the artefacts take them, on which each
             is loaded and compared with `student`, which then must have one
@@ -102,6 +103,9 @@ def export_student(
         normalization_inside: Whether the artefacts do that themselves and
             take pixels (as float32, not divided by 255); else it is noted in
             `preprocessing.json` for those who run them.
+        white: Value of a white pixel in the units of `mean` (16 for digits,
+            255 for photographs), noted there likewise for those who have
+            images of other units; or None.
         version: None, or an integer >= 1: the SavedModel is written to
             `model/<version>`, as TensorFlow Serving wants it.
 
@@ -135,6 +139,8 @@ def export_student(
     known = interface(student)
     mean, std = _check_normalization(normalization, normalization_inside, known)
     class_names = _check_class_names(class_names, student)
+    if white is not None:
+        white = check_positive(white, "white")
     if "tflite-int8" in formats:
         if normalization_inside:
             known = interface(with_normalization(student, mean, std))
@@ -163,6 +169,7 @@ def export_student(
             "mean": None if normalization_inside else mean,
             "std": None if normalization_inside else std,
             "normalization_inside": normalization_inside,
+            "white": white,
         }
         sidecar.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         if "keras" in written:
@@ -264,14 +271,15 @@ def _check_class_names(names, student):
     ):
         raise ValueError(
             "Invalid value for argument `class_names`. Expected a name of one "
-            f"line for each of {classes or 'the'} classes. "
+            f"line, without blanks around it, for each of {classes or 'the'} "
+            "classes. "
             f"Received: class_names={names!r}"
         )
     return names
 
 
 def _is_line(text):
-    return len(text.splitlines()) == 1
+    return len(text.splitlines()) == 1 and text == text.strip()
 
 
 def _check_normalization(normalization, inside, known):
