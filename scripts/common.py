@@ -1041,13 +1041,23 @@ def check_exports(parser, exports, tolerance):
         difference = exports[name].max_difference
         # The negation refuses NaN, too.
         if not difference <= tolerance:
-            print(
-                f"{parser.prog}: error: {exports[name].path} differs from its "
-                f"student by {difference:g}, more than {tolerance:g}",
-                file=sys.stderr,
+            complain(
+                parser,
+                f"{exports[name].path} differs from its student by "
+                f"{difference:g}, more than {tolerance:g}",
             )
             return 1
     return 0
+
+
+def complain(parser, message):
+    """Writes an error as a line on stderr; the script goes on.
+
+    Args:
+        parser: The script's `Parser`, for its name.
+        message: A string.
+    """
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
 
 
 def percent(value):

@@ -244,6 +244,9 @@ def _distill(parser, options):
                 folder,
                 formats=common.EXPORT_FORMATS,
                 check=images,
+                class_names=dataset.class_names,
+                normalization=(dataset.mean, dataset.std),
+                white=dataset.white,
             )
         table = _table(teacher, chosen, runs, dataset)
         config = {

@@ -322,7 +322,13 @@ def _transfer(parser, options):
         images, _ = next(iter(target.validation.rebatch(common.CHECKED_IMAGES)))
         with common.quiet():
             exports = export_student(
-                student, folder, formats=common.EXPORT_FORMATS, check=images
+                student,
+                folder,
+                formats=common.EXPORT_FORMATS,
+                check=images,
+                class_names=target.class_names,
+                normalization=(target.mean, target.std),
+                white=target.white,
             )
         best = _best_weights(runs)
         table = _table(options, best)

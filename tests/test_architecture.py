@@ -24,9 +24,7 @@ LINES = (
     ("trace", "transport", "analysis"),
     ("copies", "models"),
     ("copies", "transferer"),
-    ("copies", "export"),
-    ("artefacts", "export"),
-    ("export", "callbacks"),
+    ("copies", "trace", "artefacts", "export", "callbacks"),
     ("strategies", "callbacks"),
 )
 

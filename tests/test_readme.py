@@ -176,3 +176,24 @@ def test_the_list_of_data_is_complete():
     section = README.split("## Data")[1].split("\n## ")[0].split("```")[0]
     names = set(re.findall(r"`([a-z0-9_]+(?::FOLDER)?)`", section))
     assert names - {"train", "test", "validation"} == {*tfkd.data.NAMES}
+
+
+def test_the_example_of_an_export_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tfkd.data.load("digits", batch_size=16)
+    names = {
+        "tfkd": tfkd,
+        "data": data,
+        "images": next(iter(data.train))[0],
+        "student": tfkd.models.build(
+            "vgg4", num_classes=10, input_shape=(32, 32, 1), width=0.0625
+        ),
+    }
+    exec(compile(_code("export_student"), "README", "exec"), names)
+    folder = tmp_path / "saved_models" / "student"
+    assert {path.name for path in folder.iterdir()} == {
+        *(tfkd.export.FORMATS[name] for name in names["artefacts"]),
+        "preprocessing.json",
+    }
+    for name in tfkd.export.FORMATS:
+        assert f"| `{name}` | `{tfkd.export.FORMATS[name]}" in README

@@ -256,7 +256,7 @@ def outline(model, layers=()):
     Raises:
         ValueError: As `Trace`; also if `model` is not built.
     """
-    inputs = _input_specs(model)
+    inputs = input_specs(model)
     signals = {}
 
     def forward(inputs, training):
@@ -265,7 +265,7 @@ def outline(model, layers=()):
             signals[name] = keras.tree.map_structure(_signal, trace[name])
 
     traced = tf.function(forward, autograph=False)
-    with _scopes(model) as paths:
+    with layer_scopes(model) as paths:
         training, inference = (
             traced.get_concrete_function(inputs, mode).graph.as_graph_def()
             for mode in (True, False)
@@ -529,7 +529,7 @@ def _tap(layer):
 
 
 @contextlib.contextmanager
-def _scopes(model):
+def layer_scopes(model):
     """Lets each layer of `model` make its operations in a scope of its own.
 
     Keras' own scopes tell no layers apart: they are counted up where one is
@@ -567,7 +567,7 @@ def _scoped(call, scope):
 
 
 def _places(graph_def, paths, model):
-    """As `Outline.ops`, of a graph that was made inside `_scopes`."""
+    """As `Outline.ops`, of a graph that was made inside `layer_scopes`."""
     functions = {f.signature.name: f for f in graph_def.library.function}
     places, seen = {}, set()
 
@@ -623,7 +623,7 @@ def _sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def _input_specs(model):
+def input_specs(model):
     """Structure of `tf.TensorSpec` that `model` takes, of any batch size."""
     if not isinstance(model, keras.Model):
         raise ValueError(

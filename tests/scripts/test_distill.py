@@ -202,6 +202,7 @@ def test_writes_a_whole_run_and_nothing_beside_it(run):
         "student.keras",
         "saved_model",
         "student.tflite",
+        "preprocessing.json",
         "config.json",
         "history.csv",
         "report.md",

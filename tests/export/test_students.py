@@ -1,4 +1,4 @@
-"""Tests of tfkd.export."""
+"""What export_student writes, refuses and leaves alone."""
 
 import sys
 
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkd import export
-from tfkd.export import export_student, predict, replacing
+from tfkd.export import export_student, predict, running
 
 FORMATS = ("saved_model", "tflite", "keras")
 
@@ -42,7 +41,12 @@ def test_artefacts_predict_what_the_student_predicts(student, inputs, tmp_path):
 def test_names_are_those_of_the_docstring(student, tmp_path):
     export_student(student, tmp_path / "new" / "folder", formats=FORMATS)
     names = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
-    assert names == {"saved_model", "student.tflite", "student.keras"}
+    assert names == {
+        "saved_model",
+        "student.tflite",
+        "student.keras",
+        "preprocessing.json",
+    }
 
 
 def test_report_is_measured_on_the_files(student, inputs, tmp_path):
@@ -65,7 +69,7 @@ def test_report_shows_an_artefact_that_differs(
 ):
     truth = expected(student, inputs)
     shifted = np.roll(truth, 1, axis=-1)
-    monkeypatch.setattr(export, "predict", lambda path, inputs: shifted)
+    monkeypatch.setattr(running, "predict", lambda path, inputs: shifted)
     report = export_student(student, tmp_path, check=inputs)
     difference = np.abs(shifted - truth).max()
     assert report["tflite"].max_difference == pytest.approx(difference)
@@ -184,7 +188,7 @@ def test_tensorflows_own_interpreter_serves_without_litert(
 
 
 def test_failure_leaves_nothing(student, tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, **kwargs):
         raise RuntimeError("no converter")
 
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", fail)
@@ -199,7 +203,7 @@ def test_failure_leaves_earlier_artefacts(
     export_student(student, tmp_path, formats=FORMATS)
     before = _contents(tmp_path)
 
-    def fail(path):
+    def fail(path, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", fail)
@@ -213,7 +217,7 @@ def test_earlier_artefacts_are_replaced(
 ):
     export_student(make_network(seed=2), tmp_path, formats=FORMATS)
     report = export_student(student, tmp_path, formats=FORMATS, check=inputs)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     for artefact in report.values():
         np.testing.assert_allclose(
             predict(artefact.path, inputs),
@@ -232,7 +236,7 @@ def test_folder_of_something_else_is_not_replaced(student, tmp_path):
 
 @pytest.mark.parametrize("formats", [("onyx",), ("keras", "onyx"), ()])
 def test_unknown_formats_are_refused(student, tmp_path, formats):
-    with pytest.raises(ValueError, match=r"one or more of \('saved_model'"):
+    with pytest.raises(ValueError, match=r"one or more of \('keras'"):
         export_student(student, tmp_path / "out", formats=formats)
     assert not any(tmp_path.iterdir())
 
@@ -247,7 +251,7 @@ def test_predict_says_what_it_cannot_load(tmp_path, inputs):
     with pytest.raises(FileNotFoundError, match="No exported model"):
         predict(tmp_path / "nothing.tflite", inputs)
     (tmp_path / "model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"\.tflite or \.keras"):
+    with pytest.raises(ValueError, match=r"\.onnx or \.keras"):
         predict(tmp_path / "model.bin", inputs)
 
 
@@ -260,68 +264,14 @@ def test_predict_takes_models_of_one_output(tmp_path):
             predict(artefact.path, np.zeros([1, 2], np.float32))
 
 
-# === replacing ===
-
-
-def test_replacing_puts_files_and_folders_in_place(tmp_path):
-    for text in ("old", "new"):
-        with replacing(tmp_path / "deep" / "file.txt") as file:
-            assert file.suffix == ".txt"
-            file.write_text(text)
-        with replacing(tmp_path / "folder") as folder:
-            folder.mkdir()
-            (folder / text).write_text(text)
-    assert _contents(tmp_path) == {
-        "deep/file.txt": b"new",
-        "folder/new": b"new",
-    }
-
-
-@pytest.mark.parametrize("name", ["file.txt", "folder", "missing/x"])
-def test_replacing_changes_nothing_when_the_body_raises(tmp_path, name):
-    (tmp_path / "file.txt").write_text("old")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "old").write_text("old")
-    before = _contents(tmp_path)
-
-    def write_half(write):
-        with replacing(tmp_path / name) as temporary:
-            write(temporary)
-            raise KeyboardInterrupt
-
-    for write in (lambda p: p.mkdir(), lambda p: p.write_text("half")):
-        with pytest.raises(KeyboardInterrupt):
-            write_half(write)
-    assert _contents(tmp_path) == before
-    assert not (tmp_path / "missing").exists()
-
-
-def test_replacing_keeps_files_and_folders_apart(tmp_path):
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "old").write_text("old")
-    before = _contents(tmp_path)
-    with (
-        pytest.raises(FileExistsError, match="is a folder"),
-        replacing(tmp_path / "folder") as temporary,
-    ):
-        temporary.write_text("new")
-    with (
-        pytest.raises(FileExistsError, match="is a file"),
-        replacing(tmp_path / "file") as temporary,
-    ):
-        temporary.mkdir()
-    assert _contents(tmp_path) == before
-
-
-def test_replacing_follows_links(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with replacing(tmp_path / "link") as folder:
-        folder.mkdir()
-        (folder / "new").write_text("new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / "new").read_text() == "new"
+def test_a_folder_in_a_files_place_stops_all_formats(tmp_path, student):
+    export_student(student, tmp_path, formats=("saved_model",))
+    (tmp_path / "student.keras").mkdir()
+    before = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
+    with pytest.raises(FileExistsError, match="no earlier keras"):
+        export_student(student, tmp_path, formats=("keras", "saved_model"))
+    after = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
+    assert after == before
 
 
 def _contents(folder):
@@ -331,13 +281,3 @@ def _contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def test_a_folder_in_a_files_place_stops_all_formats(tmp_path, student):
-    export_student(student, tmp_path, formats=("saved_model",))
-    (tmp_path / "student.keras").mkdir()
-    before = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
-    with pytest.raises(FileExistsError, match="no earlier keras"):
-        export_student(student, tmp_path, formats=("keras", "saved_model"))
-    after = (tmp_path / "saved_model" / "saved_model.pb").read_bytes()
-    assert after == before
