@@ -248,20 +248,24 @@ def test_unbuilt_student_is_refused(tmp_path):
 
 
 def test_predict_says_what_it_cannot_load(tmp_path, inputs):
-    with pytest.raises(FileNotFoundError, match="No exported model"):
+    with pytest.raises(FileNotFoundError, match="No artefact at"):
         predict(tmp_path / "nothing.tflite", inputs)
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"\.onnx or \.keras"):
         predict(tmp_path / "model.bin", inputs)
 
 
-def test_predict_takes_models_of_one_output(tmp_path):
+def test_predict_takes_one_of_several_outputs_by_name(tmp_path):
     x = keras.Input((2,))
-    student = keras.Model(x, [keras.layers.Dense(2)(x), x])
-    report = export_student(student, tmp_path, formats=FORMATS)
-    for artefact in report.values():
-        with pytest.raises(ValueError, match="one output"):
-            predict(artefact.path, np.zeros([1, 2], np.float32))
+    heads = [keras.layers.Dense(2, name=name)(x) for name in ("one", "other")]
+    student = keras.Model(x, heads)
+    inputs = np.float32([[1, -2]])
+    expected = student(inputs)[1].numpy()
+    for artefact in export_student(student, tmp_path, formats=FORMATS).values():
+        with pytest.raises(ValueError, match="one of 'one', 'other', the out"):
+            predict(artefact.path, inputs)
+        actual = predict(artefact.path, inputs, output="other")
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_a_folder_in_a_files_place_stops_all_formats(tmp_path, student):

@@ -34,12 +34,7 @@ def litert_runner(path, threads=None):
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    return interpreter_runner(Interpreter(str(path), num_threads=threads), path)
-
-
-def interpreter_runner(interpreter, path):
-    """As `litert_runner`, of an interpreter that has read `path`."""
-    run = interpreter.get_signature_runner()
+    run = Interpreter(str(path), num_threads=threads).get_signature_runner()
     ((name, detail),) = _one(run.get_input_details().items(), "input", path)
     ((key, result),) = _one(run.get_output_details().items(), "output", path)
 
