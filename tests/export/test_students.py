@@ -251,7 +251,7 @@ def test_predict_says_what_it_cannot_load(tmp_path, inputs):
     with pytest.raises(FileNotFoundError, match="No artefact at"):
         predict(tmp_path / "nothing.tflite", inputs)
     (tmp_path / "model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"\.onnx or \.keras"):
+    with pytest.raises(ValueError, match=r"\.tflite or \.onnx"):
         predict(tmp_path / "model.bin", inputs)
 
 
