@@ -33,7 +33,7 @@ def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
     )
     optimizer = keras.optimizers.get(optimizer)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    steps = inner.gradient_accumulation_steps
+    steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps and isinstance(strategy, mirrored):
         raise ValueError(
             f"Keras cannot accumulate gradients under a {kind}. Received: "
@@ -215,6 +215,38 @@ def part_of_batch(inputs):
         return Part(examples, None)
     mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, examples)
     return Part(mean, examples / mean)
+
+
+def agree_on_overflow(gradients):
+    """The gradients of a replica, not finite if those of another are not.
+
+    `keras.optimizers.LossScaleOptimizer` asks the first replica alone whether
+    a step is to be left out.
+
+    Args:
+        gradients: List of tensors, `tf.IndexedSlices` or None.
+
+    Returns:
+        A list of the same.
+    """
+    context = tf.distribute.get_replica_context()
+    given = [i for i, each in enumerate(gradients) if each is not None]
+    if context is None or context.num_replicas_in_sync == 1 or not given:
+        return gradients
+
+    def values(gradient):
+        return getattr(gradient, "values", gradient)
+
+    finite = tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(values(gradients[i]))) for i in given]
+    )
+    added = tf.where(finite, 0.0, float("nan"))
+    added = context.all_reduce(tf.distribute.ReduceOp.SUM, added)
+    first = gradients[given[0]]
+    changed = values(first) + tf.cast(added, first.dtype)
+    if isinstance(first, tf.IndexedSlices):
+        changed = tf.IndexedSlices(changed, first.indices, first.dense_shape)
+    return [*gradients[: given[0]], changed, *gradients[given[0] + 1 :]]
 
 
 def require_examples(inputs):

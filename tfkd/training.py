@@ -12,6 +12,7 @@ from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
 from tfkd.strategies import (
+    agree_on_overflow,
     batch_specs,
     check_compile,
     is_multi_worker,
@@ -378,6 +379,8 @@ class StudentTrainer(keras.Model):
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = agree_on_overflow(gradients)
         if not self.optimizer.built:
             # For all variables, reached or not, as `load` does: their number
             # must agree for the state to be read.
