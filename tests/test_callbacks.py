@@ -409,6 +409,16 @@ def test_a_foreign_checkpoint_is_named_and_the_one_before_used(
     assert_same(state(part), three_epochs)
 
 
+def test_metrics_that_are_vectors_are_kept(tmp_path):
+    model = plain()
+    score = keras.metrics.F1Score(average=None)
+    model.compile("sgd", "mean_squared_error", metrics=[score])
+    x, y = np.ones([2, *model.input_shape[1:]]), np.eye(2, 10)
+    checkpoints = tfkd.callbacks.Checkpoints(tmp_path)
+    model.fit(x, y, verbose=0, callbacks=[checkpoints])
+    assert len(checkpoints.history[0]["f1_score"]) == 10
+
+
 def test_a_renamed_checkpoint_is_foreign(run):
     (run / "epoch-00001.checkpoint").unlink()
     os.replace(run / "epoch-00002.checkpoint", run / "epoch-00009.checkpoint")

@@ -27,6 +27,14 @@ def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
             "and trainer in the scope of a tf.distribute.MirroredStrategy."
         )
     kind = type(strategy).__name__
+    if isinstance(optimizer, keras.optimizers.Optimizer) and not all(
+        _is_of(strategy, variable) for variable in optimizer.variables
+    ):
+        raise ValueError(
+            "The optimizer was made in the scope of another "
+            "tf.distribute.Strategy than the trainer, or in none. Make it in "
+            "that in which the trainer is made."
+        )
     mirrored = (
         tf.distribute.MirroredStrategy,
         tf.distribute.MultiWorkerMirroredStrategy,
@@ -56,6 +64,29 @@ def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
             f'{kind}. Compile with jit_compile=False or "auto", or train on '
             "one device outside strategy.scope()."
         )
+
+
+def require_in_scope(strategy, model):
+    """Refuses a student of another strategy than the trainer's.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` of the trainer.
+        model: The student, a built Keras model.
+
+    Raises:
+        ValueError: With where to make it.
+    """
+    if all(_is_of(strategy, variable) for variable in model.variables):
+        return
+    raise ValueError(
+        f"Student '{model.name}' was made in the scope of another "
+        "tf.distribute.Strategy than its trainer, or in none. Make or load "
+        "it, make the trainer and compile in one `with strategy.scope():`."
+    )
+
+
+def _is_of(strategy, variable):
+    return strategy.extended.variable_created_in_scope(variable.value)
 
 
 def is_multi_worker(strategy):

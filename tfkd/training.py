@@ -19,6 +19,7 @@ from tfkd.strategies import (
     multi_worker_function,
     part_of_batch,
     require_examples,
+    require_in_scope,
 )
 from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
@@ -113,6 +114,7 @@ class StudentTrainer(keras.Model):
         )
         self._teacher_layers = _merged(m.teacher_layers for m in self.matches)
         ours = outline(self.student, self._student_layers)
+        require_in_scope(self.distribute_strategy, self.student)
         theirs = outlines(teachers, self._teacher_layers)
         for teacher, their in zip(teachers, theirs, strict=True):
             _require_disjoint(self.student, teacher)
