@@ -413,7 +413,7 @@ def test_metrics_that_are_vectors_are_kept(tmp_path):
     model = plain()
     score = keras.metrics.F1Score(average=None)
     model.compile("sgd", "mean_squared_error", metrics=[score])
-    x, y = np.ones([2, *model.input_shape[1:]]), np.eye(2, 10)
+    x, y = np.ones([2, *model.student.input_shape[1:]]), np.eye(2, 10)
     checkpoints = tfkd.callbacks.Checkpoints(tmp_path)
     model.fit(x, y, verbose=0, callbacks=[checkpoints])
     assert len(checkpoints.history[0]["f1_score"]) == 10
