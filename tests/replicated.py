@@ -148,6 +148,28 @@ def inferred(strategy):
     return {**results, "predict": distiller.predict(batches, verbose=0)}
 
 
+def overflowing(strategy):
+    """Weights and scale of float16 where one example's gradient overflows.
+
+    It is another replica's than the first, in each of three steps.
+    """
+    keras.utils.set_random_seed(0)
+    x, y = np.ones([8, 4], "float32"), np.ones([8, 3], "float32")
+    y[-1] = 1e4
+    with strategy.scope():
+        layers = [keras.Input((4,)), keras.layers.Dense(3, dtype="float16")]
+        trainer = tfkd.Distiller(student=keras.Sequential(layers))
+        trainer.compile(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)),
+            "mean_squared_error",
+        )
+    trainer.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    scale = trainer.optimizer.dynamic_scale.numpy()
+    assert scale == 2.0**12
+    weights = [v.numpy() for v in trainer.trainable_weights]
+    return {"scale": scale, "kernel": weights[0], "bias": weights[1]}
+
+
 def checkpointed(strategy, folder, ends):
     """Weights of a training with dropout, of which each fit is another's.
 
@@ -215,6 +237,7 @@ def _mirrored():
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert two.num_replicas_in_sync == 2
     assert_equal(inferred(two), inferred(one))
+    assert_equal(overflowing(two), overflowing(one))
     expected = through_statistics(one, synchronized=False)
     assert_equal(through_statistics(one), expected)
     assert_equal(through_statistics(two), expected)
@@ -249,7 +272,8 @@ def _assert_empty_parts_are_refused(strategy):
 
 def of_workers(strategy):
     """What workers are compared in; dict of arrays."""
-    results = {**inferred(strategy), **distilled(strategy, SOME)}
+    results = {**inferred(strategy), **overflowing(strategy)}
+    results |= distilled(strategy, SOME)
     for names in TRANSFER:
         results |= transferred(strategy, names)
     return results

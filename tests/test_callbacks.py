@@ -331,10 +331,42 @@ def damage(path, how):
     elif how == "no state":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("0", b"")
+    elif how == "encrypted":
+        # One bit of the directory says so.
+        place = content.index(b"PK\x01\x02") + 8
+        changed = bytes([content[place] | 1])
+        path.write_bytes(content[:place] + changed + content[place + 1 :])
+    elif how == "nested":
+        rewrite(path, lambda state: "[" * 100_000)
+    elif how == "bomb":
+        rewrite(path, json.dumps, zipfile.ZIP_DEFLATED)
+    else:
+        rewrite(path, lambda state: json.dumps({**state, **how}))
+
+
+def rewrite(path, text_of, compression=zipfile.ZIP_STORED):
+    """Replaces a checkpoint's state by a text, a function of it."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["state.json"] = text_of(json.loads(parts["state.json"]))
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "empty", "one bit", "no archive", "no state"]
+    "how",
+    [
+        *("truncated", "empty", "one bit", "no archive", "no state"),
+        *("encrypted", "nested", "bomb"),
+        {"epoch": 2.0},
+        {"history": None},
+        {"history": [{"epoch": 1}]},
+        {"generators": {}},
+        {"generators": {"python": [3, [0], None], "numpy": ["MT19937"]}},
+        {"learning_rate": "1"},
+    ],
+    ids=str,
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     run, three_epochs, caplog, how
@@ -375,6 +407,16 @@ def test_a_foreign_checkpoint_is_named_and_the_one_before_used(
         fit(part, run, 3)
     assert f"'{run / name}' (its variable 0 is [[16, 4]," in caplog.text
     assert_same(state(part), three_epochs)
+
+
+def test_metrics_that_are_vectors_are_kept(tmp_path):
+    model = plain()
+    score = keras.metrics.F1Score(average=None)
+    model.compile("sgd", "mean_squared_error", metrics=[score])
+    x, y = np.ones([2, *model.student.input_shape[1:]]), np.eye(2, 10)
+    checkpoints = tfkd.callbacks.Checkpoints(tmp_path)
+    model.fit(x, y, verbose=0, callbacks=[checkpoints])
+    assert len(checkpoints.history[0]["f1_score"]) == 10
 
 
 def test_a_renamed_checkpoint_is_foreign(run):

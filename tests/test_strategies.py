@@ -119,6 +119,15 @@ def _distiller(strategy):
         )
 
 
+def copied(options):
+    """Arguments of `compile`, with an optimizer of the current scope."""
+    copy = dict(options)
+    if "optimizer" in copy:
+        kind = type(copy["optimizer"])
+        copy["optimizer"] = kind.from_config(copy["optimizer"].get_config())
+    return copy
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,8 +155,10 @@ def test_what_keras_cannot_do_on_replicas_is_refused(
     mirrored, options, message
 ):
     distiller = _distiller(mirrored)
+    with mirrored.scope():
+        kept = copied(options)
     with pytest.raises(ValueError, match=message):
-        distiller.compile(loss=None, **options)
+        distiller.compile(loss=None, **kept)
     distiller = _distiller(tf.distribute.get_strategy())
     distiller.compile(loss=None, **options)
 
@@ -156,6 +167,25 @@ def test_steps_are_refused_by_position_too(mirrored):
     distiller = _distiller(mirrored)
     with pytest.raises(ValueError, match="steps_per_execution=2"):
         distiller.compile("sgd", None, None, None, None, False, 2)
+
+
+def test_networks_and_optimizers_of_another_scope_are_refused(mirrored):
+    student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    message = "'sequential.*' was made in the scope of another.*one `with"
+    with mirrored.scope(), pytest.raises(ValueError, match=message):
+        tfkd.Distiller(student=student)
+    distiller = _distiller(mirrored)
+    with pytest.raises(ValueError, match=message):
+        tfkd.Distiller(student=distiller.student)
+    with pytest.raises(ValueError, match="The optimizer was made in"):
+        distiller.compile(keras.optimizers.SGD())
+
+
+def test_no_optimizer_is_needed_to_evaluate():
+    distiller = _distiller(tf.distribute.get_strategy())
+    distiller.compile(None)
+    logs = distiller.evaluate(np.ones([2, 4]), verbose=0, return_dict=True)
+    assert logs["loss"] == logs["soft_targets"] > 0
 
 
 def test_distributions_of_keras_are_refused():

@@ -457,10 +457,12 @@ def _read(path, model):
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_stored(archive)
             state = json.loads(archive.read("state.json"))
             if state["format"] != _FORMAT:
                 raise _ForeignError(f"its format is {state['format']}")
             _require_same(state["identity"], _identity(model))
+            _check_state(state)
             values = [
                 _value(archive, str(number), variable)
                 for number, variable in enumerate(_variables(model))
@@ -480,10 +482,32 @@ def _read(path, model):
         KeyError,
         TypeError,
         ValueError,
-        NotImplementedError,
+        RuntimeError,
         OSError,
     ) as error:
         raise _DamagedError(f"it is damaged: {error}") from error
+
+
+def _require_stored(archive):
+    """Raises if a part would grow: few compressed bytes may be gigabytes."""
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"'{info.filename}' is compressed")
+
+
+def _check_state(state):
+    """Raises if what is put into place is not what `_write` writes."""
+    epoch = state["epoch"]
+    if type(epoch) is not int or epoch < 1:
+        raise ValueError(f"its epoch is {epoch!r}")
+    epochs = [row["epoch"] for row in state["history"]]
+    if epochs != [*range(epoch + 1 - len(epochs), epoch + 1)]:
+        raise ValueError("its history is not that of its epochs")
+    if not isinstance(state["learning_rate"], float | None):
+        raise ValueError("its learning rate is no number")
+    python, numpy = _generator_states(state["generators"])
+    random.Random().setstate(python)
+    np.random.RandomState().set_state(numpy)
 
 
 def _value(archive, name, variable):
@@ -559,12 +583,18 @@ def _generators():
     }
 
 
-def _set_generators(states):
+def _generator_states(states):
+    """What `_generators` returned, as Python and NumPy take it."""
     version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(tuple(states["numpy"]))
+    return (version, tuple(internal), gauss), tuple(states["numpy"])
+
+
+def _set_generators(states):
+    python, numpy = _generator_states(states)
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 def _number(value):
-    """A log as JSON can hold it."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A log as JSON can hold it: a number, or lists of them."""
+    return np.asarray(value).tolist()

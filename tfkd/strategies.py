@@ -27,13 +27,21 @@ def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
             "and trainer in the scope of a tf.distribute.MirroredStrategy."
         )
     kind = type(strategy).__name__
+    if isinstance(optimizer, keras.optimizers.Optimizer) and not all(
+        _is_of(strategy, variable) for variable in optimizer.variables
+    ):
+        raise ValueError(
+            "The optimizer was made in the scope of another "
+            "tf.distribute.Strategy than the trainer, or in none. Make it in "
+            "that in which the trainer is made."
+        )
     mirrored = (
         tf.distribute.MirroredStrategy,
         tf.distribute.MultiWorkerMirroredStrategy,
     )
     optimizer = keras.optimizers.get(optimizer)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    steps = inner.gradient_accumulation_steps
+    steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps and isinstance(strategy, mirrored):
         raise ValueError(
             f"Keras cannot accumulate gradients under a {kind}. Received: "
@@ -56,6 +64,29 @@ def check_compile(strategy, optimizer, *, steps_per_execution, jit_compile):
             f'{kind}. Compile with jit_compile=False or "auto", or train on '
             "one device outside strategy.scope()."
         )
+
+
+def require_in_scope(strategy, model):
+    """Refuses a student of another strategy than the trainer's.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` of the trainer.
+        model: The student, a built Keras model.
+
+    Raises:
+        ValueError: With where to make it.
+    """
+    if all(_is_of(strategy, variable) for variable in model.variables):
+        return
+    raise ValueError(
+        f"Student '{model.name}' was made in the scope of another "
+        "tf.distribute.Strategy than its trainer, or in none. Make or load "
+        "it, make the trainer and compile in one `with strategy.scope():`."
+    )
+
+
+def _is_of(strategy, variable):
+    return strategy.extended.variable_created_in_scope(variable.value)
 
 
 def is_multi_worker(strategy):
@@ -215,6 +246,38 @@ def part_of_batch(inputs):
         return Part(examples, None)
     mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, examples)
     return Part(mean, examples / mean)
+
+
+def agree_on_overflow(gradients):
+    """The gradients of a replica, not finite if those of another are not.
+
+    `keras.optimizers.LossScaleOptimizer` asks the first replica alone whether
+    a step is to be left out.
+
+    Args:
+        gradients: List of tensors, `tf.IndexedSlices` or None.
+
+    Returns:
+        A list of the same.
+    """
+    context = tf.distribute.get_replica_context()
+    given = [i for i, each in enumerate(gradients) if each is not None]
+    if context is None or context.num_replicas_in_sync == 1 or not given:
+        return gradients
+
+    def values(gradient):
+        return getattr(gradient, "values", gradient)
+
+    finite = tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(values(gradients[i]))) for i in given]
+    )
+    added = tf.where(finite, 0.0, float("nan"))
+    added = context.all_reduce(tf.distribute.ReduceOp.SUM, added)
+    first = gradients[given[0]]
+    changed = values(first) + tf.cast(added, first.dtype)
+    if isinstance(first, tf.IndexedSlices):
+        changed = tf.IndexedSlices(changed, first.indices, first.dense_shape)
+    return [*gradients[: given[0]], changed, *gradients[given[0] + 1 :]]
 
 
 def require_examples(inputs):

@@ -12,12 +12,14 @@ from tfkd.matches.base import BaseMatch, check_weight, weighted
 from tfkd.matches.match import check_scale, wrap_loss
 from tfkd.records import unpack, with_class_weight
 from tfkd.strategies import (
+    agree_on_overflow,
     batch_specs,
     check_compile,
     is_multi_worker,
     multi_worker_function,
     part_of_batch,
     require_examples,
+    require_in_scope,
 )
 from tfkd.teachers import as_teachers, outlines, trace_of
 from tfkd.trace import Signal, Trace, outline
@@ -112,6 +114,7 @@ class StudentTrainer(keras.Model):
         )
         self._teacher_layers = _merged(m.teacher_layers for m in self.matches)
         ours = outline(self.student, self._student_layers)
+        require_in_scope(self.distribute_strategy, self.student)
         theirs = outlines(teachers, self._teacher_layers)
         for teacher, their in zip(teachers, theirs, strict=True):
             _require_disjoint(self.student, teacher)
@@ -378,6 +381,8 @@ class StudentTrainer(keras.Model):
                 "nor has any match. Set student.trainable = True."
             )
         gradients = tape.gradient(scaled, variables)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = agree_on_overflow(gradients)
         if not self.optimizer.built:
             # For all variables, reached or not, as `load` does: their number
             # must agree for the state to be read.

@@ -1,6 +1,7 @@
 """Photographs: how they are decoded, shrunk and cropped."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -105,9 +106,9 @@ def test_decodes_every_format_to_three_channels(kind, channels):
     image = image.astype(np.uint8)
     expected = np.broadcast_to(image, (6, 9, 3))
     if kind == "jpeg":
-        content = tf.io.encode_jpeg(image, quality=100)
+        content = tf.io.encode_jpeg(image, quality=100).numpy()
     elif kind == "png":
-        content = tf.io.encode_png(image)
+        content = tf.io.encode_png(image).numpy()
     else:
         content = _with_pillow(expected, kind)
     decoded = photographs.decode(content)
@@ -116,6 +117,54 @@ def test_decodes_every_format_to_three_channels(kind, channels):
     np.testing.assert_allclose(
         decoded.numpy().astype(int), expected.astype(int), atol=tolerance
     )
+
+
+def test_a_jpeg_that_promises_more_than_it_holds_is_refused():
+    """Its end is there, so that TensorFlow would give gray for the rest."""
+    content = tf.io.encode_jpeg(np.zeros([16, 16, 3], np.uint8)).numpy()
+    place = content.index(b"\xff\xc0") + 5
+    promise = (3000).to_bytes(2, "big") * 2
+    content = content[:place] + promise + content[place + 4 :]
+    assert tf.io.decode_jpeg(content).shape == (3000, 3000, 3)
+    with pytest.raises(tf.errors.OpError, match="cannot hold the 3000 x 3000"):
+        photographs.decode(content)
+
+
+def test_one_colour_is_what_a_jpeg_holds_most_of():
+    image = np.zeros([2000, 2000, 3], np.uint8)
+    content = tf.io.encode_jpeg(image, optimize_size=True).numpy()
+    np.testing.assert_array_equal(photographs.decode(content), image)
+
+
+@pytest.mark.parametrize("size", [(1, 101), (303, 3)])
+def test_a_line_of_pixels_is_refused(size):
+    """A PNG of 1 x 20,000 pixels, 157 bytes, would become 16 GB."""
+    image = np.zeros([*size, 3], np.uint8)
+    content = tf.io.encode_png(image).numpy()
+    with pytest.raises(tf.errors.OpError, match="more than 100 times"):
+        photographs.decode(content)
+    content = tf.io.encode_png(image[:300, :100]).numpy()
+    assert photographs.decode(content).shape == image[:300, :100].shape
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0),
+        b"BM"
+        + struct.pack("<IHHIIiiHH", 54, 0, 0, 54, 40, 30000, 30000, 1, 24)
+        + bytes(24),
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + struct.pack(">II", 2**31 - 1, 2**31 - 1)
+        + b"\x08\x02\0\0\0",
+    ],
+    ids=["gif", "bmp", "png"],
+)
+def test_a_huge_size_is_refused(content):
+    with pytest.raises(tf.errors.OpError):
+        photographs.decode(content)
 
 
 def _with_pillow(image, kind):

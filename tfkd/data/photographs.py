@@ -20,6 +20,13 @@ _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 # What TensorFlow adds to an error's text.
 _NODE = re.compile(r"{{.*?}}|\[Op:.*")
+# How many times as long as the shorter edge the other may be: shrunken to one
+# scale, a line of pixels would take gigabytes.
+_LONGEST = 100
+# A JPEG spends some bits on every block of 8x8 pixels; at best 64 pixels or so
+# a byte are common.
+_PIXELS_PER_BYTE = 1024
+_JPEG = b"\xff\xd8\xff"
 # Corrupt photographs that a message names.
 _NAMED = 5
 
@@ -134,13 +141,36 @@ def decode(content):
     """The pixels of an encoded photograph.
 
     Args:
-        content: A JPEG, PNG, BMP or GIF (its first image), a string.
+        content: A JPEG, PNG, BMP or GIF (its first image), bytes.
 
     Returns:
         uint8 `[height, width, 3]`; gray becomes red, green and blue, and
         what says how transparent a pixel is, is left out.
+
+    Raises:
+        tf.errors.OpError: If it is damaged, promises more pixels than it can
+            hold or is far longer than it is wide.
     """
-    if tf.strings.substr(content, 0, 2) != b"BM":
+    if content.startswith(_JPEG):
+        # What is missing of a JPEG, TensorFlow takes for gray.
+        height, width = tf.io.extract_jpeg_shape(content)[:2].numpy().tolist()
+        if height * width > _PIXELS_PER_BYTE * len(content):
+            raise _invalid(
+                f"its {len(content)} bytes cannot hold the {height} x {width} "
+                "pixels that it promises"
+            )
+    image = _decoded(content)
+    height, width = image.shape[:2]
+    if max(height, width) > _LONGEST * min(height, width):
+        raise _invalid(
+            f"{height} x {width} pixels, one edge is more than {_LONGEST} "
+            "times the other"
+        )
+    return image
+
+
+def _decoded(content):
+    if not content.startswith(b"BM"):
         return tf.io.decode_image(content, channels=3, expand_animations=False)
     # TensorFlow decodes a BMP to the channels that it has, or not at all.
     pixels = tf.io.decode_bmp(content)
@@ -153,17 +183,20 @@ def _palette(content):
     """The colours of a BMP of 8 bits, which TensorFlow takes for grays.
 
     Args:
-        content: The file, a string.
+        content: The file, bytes.
 
     Returns:
         uint8 `[256, 3]`; black where the file has no colour.
     """
-    content = tf.constant(content).numpy()
     start = 14 + int.from_bytes(content[14:18], "little")
     size = int.from_bytes(content[46:50], "little") or 256
     entries = content[start : start + 4 * min(size, 256)].ljust(1024, b"\0")
     # Blue, green, red, nothing.
     return np.frombuffer(entries, np.uint8).reshape(256, 4)[:, 2::-1]
+
+
+def _invalid(message):
+    return tf.errors.InvalidArgumentError(None, None, message)
 
 
 def shrink(image, side):
