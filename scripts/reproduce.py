@@ -5,17 +5,18 @@ computed again: a killed command, given again, goes on. Prints each table
 beside the paper's figures, and whether the paper's claims hold here.
 """
 
+import argparse
 import pathlib
 import time
 
 import common
-from recipes import jacobian_matching, report, workers
+from recipes import jacobian_matching, jacobian_transfer, report, workers
 from recipes.runs import Runs
 from recipes.table import overridden, with_seed
 
 TABLES = {
     table.name: table
-    for module in (jacobian_matching,)
+    for module in (jacobian_matching, jacobian_transfer)
     for table in module.TABLES
 }
 _RESULTS = pathlib.Path(__file__).with_name("recipes")
@@ -44,19 +45,21 @@ def main(argv=None):
     if unknown:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
     common.refuse_repeated(parser, "TABLE", options.tables)
-    changes = {
-        name: value
-        for name, value in (("steps", options.steps), ("data", options.dataset))
-        if value is not None
-    }
-    special = bool(changes) or options.scale == "full"
+    options.dataset = dict(options.dataset)
+
+    def change(name, value):
+        if name == "steps":
+            return options.steps or value
+        return options.dataset.get(value, value) if name == "data" else value
+
+    special = options.steps or options.dataset or options.scale == "full"
     if special and not options.output:
         parser.error(
             "argument --output: needed with --scale full, --steps and "
             "--dataset, since RESULTS.md is of the small forms"
         )
     try:
-        return _reproduce(options, changes)
+        return _reproduce(options, change)
     except KeyboardInterrupt:
         common.say("\nInterrupted: what has ended is kept.")
         return 130
@@ -96,7 +99,15 @@ def _parser():
         metavar="N",
         help="of every training, teachers too, to try a recipe out",
     )
-    add("--dataset", metavar="NAME", help="instead of the recipe's, likewise")
+    add(
+        "--dataset",
+        type=_replacement,
+        nargs="+",
+        default=[],
+        metavar="OLD=NEW",
+        help="datasets to take instead of the recipe's, by their names in "
+        "tfkd.data, so as to say where a folder is",
+    )
     add(
         "--runs",
         default=str(common.SAVED_MODELS / "reproduce"),
@@ -112,12 +123,20 @@ def _parser():
     return parser
 
 
-def _reproduce(options, changes):
+def _replacement(text):
+    """An argument type: two names, as a pair."""
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"expected OLD=NEW, not {text!r}")
+    return old, new
+
+
+def _reproduce(options, change):
     """Computes, prints and writes; returns the exit code."""
     runs = Runs(options.runs)
     output = pathlib.Path(options.output or _RESULTS)
     plans = {
-        name: _plan(TABLES[name], options, changes) for name in options.tables
+        name: _plan(TABLES[name], options, change) for name in options.tables
     }
     configs = [
         config
@@ -136,14 +155,14 @@ def _reproduce(options, changes):
     return 1 if failed else 0
 
 
-def _plan(table, options, changes):
+def _plan(table, options, change):
     """Pairs of a cell and its run with each seed."""
     seeds = range(options.seeds or table.seeds)
     return [
         (
             cell,
             [
-                with_seed(overridden(cell.config, changes), seed)
+                with_seed(overridden(cell.config, change), seed)
                 for seed in seeds
             ],
         )

@@ -127,7 +127,7 @@ def scores(network, config):
     Returns:
         Dict with "accuracy" and "validation", in percent.
     """
-    dataset = _measured(config["data"], tuple(config.get("classes") or ()))
+    dataset = measured(config)
     return {
         name: 100 * common.evaluate(network, part).accuracy
         for name, part in (
@@ -137,11 +137,26 @@ def scores(network, config):
     }
 
 
+def measured(config):
+    """The `tfkd.data.Dataset` of a run to measure on, which no seed changes.
+
+    Args:
+        config: The run's configuration.
+    """
+    return _measured(
+        config["data"],
+        tuple(config.get("classes") or ()),
+        config.get("image_size"),
+    )
+
+
 @functools.lru_cache(1)
-def _measured(name, classes):
-    """The dataset to measure on, which no seed changes."""
+def _measured(name, classes, image_size):
     return data.load(
-        name, batch_size=_EVALUATION_BATCH, classes=list(classes) or None
+        name,
+        batch_size=_EVALUATION_BATCH,
+        classes=list(classes) or None,
+        image_size=image_size,
     )
 
 
@@ -160,6 +175,35 @@ def trained(config, runs):
     fit(tfkd.Distiller(student=network), dataset, config)
     runs.keep_network(config, network)
     return scores(network, config)
+
+
+def distilled(config, runs):
+    """A task: a student that learns labels and what a teacher says.
+
+    Args:
+        config: The run's configuration; "terms" are names of
+            `tfkd.methods`, of weight 1, "label_weight" that of the labels.
+        runs: The `runs.Runs`.
+
+    Returns:
+        As `scores`.
+    """
+    dataset = load(config)
+    student = build(config, dataset)
+    teacher, method = None, []
+    if config["terms"]:
+        teacher = runs.network(config["teacher"])
+        method = tfkd.methods.build(
+            "+".join(config["terms"]), student=student, teacher=teacher
+        ).matches
+    distiller = tfkd.Distiller(
+        student=student,
+        teacher=teacher,
+        matches=method,
+        label_weight=config["label_weight"],
+    )
+    fit(distiller, dataset, config, teacher=teacher, runs=runs)
+    return scores(student, config)
 
 
 def _divisor(steps):

@@ -91,17 +91,17 @@ def with_seed(config, seed):
     return {"seed": seed, **config}
 
 
-def overridden(config, changes):
+def overridden(config, change):
     """A configuration with other values, in the dicts inside it, too.
 
     Args:
         config: A dict.
-        changes: Dict; a key that is not in a dict already is left out.
+        change: Function of a key and its value that returns the new value.
     """
     return {
-        key: overridden(value, changes)
+        key: overridden(value, change)
         if isinstance(value, dict)
-        else changes.get(key, value)
+        else change(key, value)
         for key, value in config.items()
     }
 
@@ -122,3 +122,18 @@ def required(config):
             if "task" in value:
                 found.append(value)
     return found
+
+
+def published(rows, columns):
+    """Dict of the paper's figures, of row -> figures."""
+    return {
+        (row, column): figure
+        for row, figures in rows.items()
+        for column, figure in zip(columns, figures, strict=True)
+        if figure is not None
+    }
+
+
+def over(columns, higher, lower):
+    """The pairs of two rows, in these columns."""
+    return [((higher, column), (lower, column)) for column in columns]
