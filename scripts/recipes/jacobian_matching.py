@@ -83,7 +83,7 @@ def _distillation_cells(scale):
     for row, (terms, label_weight, _) in _DISTILLATION.items():
         for column in _PER_CLASS if scale == "full" else _PER_CLASS[:4]:
             config = {
-                "task": "learning.distilled",
+                "task": "jacobian_tasks.distilled",
                 **_few(scale, column),
                 "network": "vgg4",
                 "terms": terms,
@@ -91,6 +91,8 @@ def _distillation_cells(scale):
             }
             if terms:
                 config["teacher"] = _teacher(scale)
+            if "jacobian" in terms:
+                config["batch_statistics"] = "frozen"
             cells.append(Cell(row, column, config))
     return cells
 
@@ -112,7 +114,7 @@ def _few(scale, per_class):
         "data": learning.FASHION,
         "width": 0.125,
         "examples_per_class": count,
-        "batch_size": min(128, 10 * count),
+        "batch_size": min(64, 10 * count),
         "steps": 800 if count >= 50 else 400,
     }
 
@@ -129,7 +131,9 @@ DISTILLATION = Table(
     "after 400; no augmentation",
     small="Fashion-MNIST; the same networks of a quarter (teacher) and an "
     "eighth (student) of the channels; Adam 5e-3, a tenth of it after 80 % of "
-    "400 steps (800 from 50 images on), batch min(128, 10 n); n up to 50",
+    "400 steps (800 from 50 images on), batch min(64, 10 n); n up to 50. The "
+    "student's gradient is taken with the batch's statistics held constant "
+    '(batch_statistics="frozen")',
     order="CE + both first wherever images are few, CE last; the Jacobians' "
     "gain shrinks as images grow many",
     cost={"small": "", "full": ""},

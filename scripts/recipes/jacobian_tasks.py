@@ -9,6 +9,40 @@ from tfkd.analysis import noise_robustness
 _STDDEVS = (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
+def distilled(config, runs):
+    """A task: a student that learns labels and what a teacher says.
+
+    Args:
+        config: The run's configuration. "terms": any of "activations" (the
+            logits) and "jacobian" (the true class' input gradient, with
+            "batch_statistics"), squared errors of weight 1;
+            "label_weight": that of the labels.
+        runs: The `runs.Runs`.
+
+    Returns:
+        As `learning.scores`.
+    """
+    dataset = learning.load(config)
+    student = learning.build(config, dataset)
+    terms, teacher, matches = config["terms"], None, []
+    if terms:
+        teacher = runs.network(config["teacher"])
+    if "activations" in terms:
+        loss = tfkd.losses.SquaredError()
+        matches.append(tfkd.Match(loss, name="activations"))
+    if "jacobian" in terms:
+        statistics = config["batch_statistics"]
+        matches.append(tfkd.JacobianMatch(batch_statistics=statistics))
+    distiller = tfkd.Distiller(
+        student=student,
+        teacher=teacher,
+        matches=matches,
+        label_weight=config["label_weight"],
+    )
+    learning.fit(distiller, dataset, config, teacher=teacher, runs=runs)
+    return learning.scores(student, config)
+
+
 def hardened(config, runs):
     """A task: a network with a penalty, under noise on the test images.
 

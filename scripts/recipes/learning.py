@@ -177,35 +177,6 @@ def trained(config, runs):
     return scores(network, config)
 
 
-def distilled(config, runs):
-    """A task: a student that learns labels and what a teacher says.
-
-    Args:
-        config: The run's configuration; "terms" are names of
-            `tfkd.methods`, of weight 1, "label_weight" that of the labels.
-        runs: The `runs.Runs`.
-
-    Returns:
-        As `scores`.
-    """
-    dataset = load(config)
-    student = build(config, dataset)
-    teacher, method = None, []
-    if config["terms"]:
-        teacher = runs.network(config["teacher"])
-        method = tfkd.methods.build(
-            "+".join(config["terms"]), student=student, teacher=teacher
-        ).matches
-    distiller = tfkd.Distiller(
-        student=student,
-        teacher=teacher,
-        matches=method,
-        label_weight=config["label_weight"],
-    )
-    fit(distiller, dataset, config, teacher=teacher, runs=runs)
-    return scores(student, config)
-
-
 def _divisor(steps):
     """The largest number up to `_STEPS_PER_CALL` that divides the steps."""
     return max(
