@@ -48,8 +48,9 @@ def hardened(config, runs):
 
     Args:
         config: The run's configuration; "penalty" holds the weights of
-            "jacobian" and "l2" and the rate of "dropout", as far as there
-            are some; "draws": noises for each image and level.
+            "jacobian" (with "batch_statistics") and "l2" and the rate of
+            "dropout", as far as there are some; "draws": noises for each
+            image and level.
         runs: The `runs.Runs`.
 
     Returns:
@@ -63,7 +64,11 @@ def hardened(config, runs):
         network = with_dropout(network, penalty["dropout"], config["seed"])
     matches = []
     if "jacobian" in penalty:
-        matches.append(tfkd.JacobianPenalty(weight=penalty["jacobian"]))
+        match = tfkd.JacobianPenalty(
+            batch_statistics=config["batch_statistics"],
+            weight=penalty["jacobian"],
+        )
+        matches.append(match)
     if "l2" in penalty:
         strength = penalty["l2"]
         matches.append(tfkd.L2(kernel=strength, new=strength))
@@ -110,7 +115,8 @@ def transferred(config, runs):
         config: The run's configuration. "terms": any of "activations" (of
             the source head), "attention" (at the pairs of layers "at",
             student's first) and "jacobian" (of attention, at the pair
-            "jacobian_at", with "window"), each with "weight", as the labels.
+            "jacobian_at", with "window" and "batch_statistics"), each with
+            "weight", as the labels.
             "start": a run whose network the student begins from, or None.
         runs: The `runs.Runs`.
 
@@ -174,6 +180,7 @@ def _match(term, config):
     return tfkd.AttentionJacobianMatch(
         [tuple(config["jacobian_at"])],
         window=config["window"],
+        batch_statistics=config["batch_statistics"],
         weight=weight,
         name=term,
     )

@@ -109,6 +109,7 @@ def _setting(scale, per_class):
         "examples_per_class": count,
         "weight": _WEIGHT,
         "window": 5,
+        "batch_statistics": "frozen",
     }
 
 

@@ -1,5 +1,6 @@
 """What came of a table: printed, in RESULTS.md, and drawn."""
 
+import math
 import os
 import pathlib
 import platform
@@ -167,12 +168,14 @@ class Outcome:
             theirs = ""
             if higher in published and lower in published:
                 theirs = f"{published[higher] - published[lower]:+.{digits}f}"
+            ours = f"{judged.difference:+.{digits + 1}f}"
+            if not math.isnan(judged.error):
+                ours += f" ± {judged.error:.{digits + 1}f}"
             rows.append(
                 [
                     "" if text == last else text,
                     _pair(higher, lower),
-                    f"{judged.difference:+.{digits + 1}f} ± "
-                    f"{judged.error:.{digits + 1}f}",
+                    ours,
                     theirs,
                     judged.words,
                 ]
@@ -200,7 +203,7 @@ class Outcome:
             self.body(),
             f"{table.unit}; in brackets the paper's figures.",
         ]
-        if table.claims:
+        if self.verdicts():
             parts.append(self.claims())
         if table.remarks:
             parts.append(table.remarks)
