@@ -106,7 +106,7 @@ def _parser():
         default=[],
         metavar="OLD=NEW",
         help="datasets to take instead of the recipe's, by their names in "
-        "tfkd.data, so as to say where a folder is",
+        "tfkd.data, so as to say where a folder is, say idx:FOLDER=digits",
     )
     add(
         "--runs",
@@ -117,8 +117,8 @@ def _parser():
     add(
         "--output",
         metavar="FOLDER",
-        help="where RESULTS.md and figures/ are written (default: "
-        "scripts/recipes)",
+        help="where RESULTS.md and figures/ are written; what RESULTS.md has "
+        "of other tables stays (default: scripts/recipes)",
     )
     return parser
 
@@ -144,13 +144,16 @@ def _reproduce(options, change):
         for _, seeded in plan
         for config in seeded
     ]
+    number = len(workers.missing(runs, configs))
+    common.say(f"{number} runs to compute; what has ended is in {runs.folder}")
     failed = workers.compute(
         runs, configs, jobs=options.jobs, report=_progress()
     )
+    changes = _changes(options)
     for name, plan in plans.items():
         done = report.Outcome(TABLES[name], plan, runs)
-        common.say(f"\n{done.text(options.scale)}")
-        done.write(output, options.scale)
+        common.say(f"\n{done.text(options.scale, changes)}")
+        done.write(output, options.scale, changes)
     common.say(f"\nwrote {output / 'RESULTS.md'}")
     return 1 if failed else 0
 
@@ -170,16 +173,37 @@ def _plan(table, options, change):
     ]
 
 
+def _changes(options):
+    """The options that make runs others than the tables', as given."""
+    changes = [f"--steps {options.steps}"] if options.steps else []
+    if options.dataset:
+        pairs = [f"{old}={new}" for old, new in options.dataset.items()]
+        changes.append(" ".join(["--dataset", *pairs]))
+    return " ".join(changes)
+
+
 def _progress():
     """A function that prints a line for each run that is over."""
     start = time.perf_counter()
+    told = set()
+
+    def reason(error):
+        """All of a traceback the first time, then its last line."""
+        last = error.rstrip().rpartition("\n")[2]
+        first = last not in told
+        told.add(last)
+        return error.rstrip() if first else last
 
     def show(config, error, over, total):
         seconds = time.perf_counter() - start
         left = seconds / over * (total - over)
         common.say(
             f"{over:4}/{total}  {report.describe(config)}  "
-            + (f"FAILED\n{error}" if error else f"{left / 60:.0f} min left")
+            + (
+                f"FAILED: {reason(error)}"
+                if error
+                else f"{left / 60:.0f} min left"
+            )
         )
 
     return show

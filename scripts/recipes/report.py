@@ -1,5 +1,7 @@
 """What came of a table: printed, in RESULTS.md, and drawn."""
 
+import contextlib
+import fcntl
 import math
 import os
 import pathlib
@@ -60,11 +62,11 @@ def _figure(number):
     return "" if number is None else f"{number:g}"
 
 
-def _command(table, scale, seeds):
-    return (
-        f"python scripts/reproduce.py {table.name} --scale {scale} "
-        f"--seeds {seeds} --jobs 2"
-    )
+def _command(table, scale, seeds, changes=""):
+    command = f"python scripts/reproduce.py {table.name} --scale {scale} "
+    if scale == "full" or changes:
+        changes += " --output FOLDER"
+    return f"{command}--seeds {seeds} --jobs 2 {changes}".rstrip()
 
 
 def describe(config):
@@ -78,6 +80,16 @@ def describe(config):
             words.append(str(value).rsplit("/", 1)[-1])
         elif name in ("terms", "method", "row"):
             words.append("+".join(value) if isinstance(value, list) else value)
+        elif name == "label_weight" and value == 0:
+            words.append("no labels")
+        elif name == "penalty":
+            words += [f"{what} {weight:g}" for what, weight in value.items()]
+        elif name in ("window", "jacobian_at"):
+            if "jacobian" in config.get("terms", ()):
+                at = "/".join(value) if isinstance(value, list) else value
+                words.append(f"{name.removeprefix('jacobian_')} {at}")
+        elif name == "start" and value:
+            words.append("pre-trained")
         elif name in skipped or isinstance(value, dict):
             continue
     task = config["task"].rsplit(".", 1)[-1]
@@ -184,8 +196,13 @@ class Outcome:
         header = ["claim", "cells", "difference ± s.e.", "paper", "here"]
         return common.markdown_table(header, rows)
 
-    def text(self, scale):
-        """The section of RESULTS.md."""
+    def text(self, scale, changes=""):
+        """The section of RESULTS.md.
+
+        Args:
+            scale: "small" or "full".
+            changes: Options that made the runs others than the table's.
+        """
         table = self.table
         kept = [one for one in self._kept.values() if one is not None]
         seconds = sum(one["seconds"] for one in kept)
@@ -198,8 +215,9 @@ class Outcome:
         parts = [
             f"## {table.name}: {table.title}",
             f"{table.paper}, {table.place}. Expected: {table.order}.",
-            f"{scale.capitalize()} form: "
-            f"{table.small if scale == 'small' else table.full}.",
+            f"{scale.capitalize()} form"
+            + (f", but for `{changes}`" if changes else "")
+            + f": {table.small if scale == 'small' else table.full}.",
             self.body(),
             f"{table.unit}; in brackets the paper's figures.",
         ]
@@ -209,7 +227,7 @@ class Outcome:
             parts.append(table.remarks)
         parts += [
             f"![{table.title}](figures/{table.name}.png)",
-            f"- command: `{_command(table, scale, len(self.seeds))}`\n"
+            f"- command: `{_command(table, scale, len(self.seeds), changes)}`\n"
             f"{teachers}"
             f"- seeds {', '.join(map(str, self.seeds))}; {len(kept)} runs, "
             f"{seconds / 60:.1f} minutes of one core in all\n"
@@ -230,23 +248,35 @@ class Outcome:
                 )
         return lines
 
-    def write(self, folder, scale):
+    def write(self, folder, scale, changes=""):
         """Writes the section and the picture; keeps other sections.
 
         Args:
             folder: Path of the folder.
-            scale: "small" or "full".
+            scale, changes: As of `text`.
         """
         drawing = self.table.draw or figures.lines
         name = self.table.name
         with replacing(folder / "figures" / f"{name}.png") as path:
             drawing(path, self)
         path = folder / "RESULTS.md"
-        sections = _sections(path)
-        sections[name] = self.text(scale)
-        with replacing(path) as new:
-            text = "\n".join([_HEAD, *sections.values()])
-            new.write_text(text, encoding="utf-8")
+        with _alone(folder):
+            sections = _sections(path)
+            sections[name] = self.text(scale, changes)
+            with replacing(path) as new:
+                text = "\n".join([_HEAD, *sections.values()])
+                new.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Waits until no other process is at a folder's RESULTS.md."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _sections(path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from recipes.report import describe
 from recipes.table import required
 
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
@@ -58,11 +59,12 @@ def compute(runs, configs, *, jobs, report):
             for event, _ in selector.select() if busy else ():
                 worker = event.data
                 if worker not in busy:
-                    raise RuntimeError(_ended(worker))
+                    raise RuntimeError(_ended(worker, "between two runs"))
                 key, config = busy.pop(worker)
                 line = worker.stdout.readline()
                 if not line:
-                    raise RuntimeError(_ended(worker))
+                    where = f"in the middle of {describe(config)}"
+                    raise RuntimeError(_ended(worker, where))
                 error = json.loads(line)
                 if error:
                     failed.add(key)
@@ -117,9 +119,9 @@ def _worker():
             process.stdin.close()
 
 
-def _ended(worker):
+def _ended(worker, where):
     time.sleep(0.1)
     return (
-        f"A worker ended in the middle of a run (code {worker.poll()}); "
-        "out of memory? Try fewer --jobs. What is done is kept."
+        f"A worker ended {where} (code {worker.poll()}); out of memory? Try "
+        "fewer --jobs. What is done is kept."
     )
