@@ -144,7 +144,11 @@ DISTILLATION = Table(
     '(batch_statistics="frozen")',
     order="CE + both first wherever images are few, CE last; the Jacobians' "
     "gain shrinks as images grow many",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "About an hour of one core, 6 minutes of it the teacher",
+        "full": "Not run here; by its arithmetic half a day of one GPU a "
+        "seed, more than a month of two cores",
+    },
     published=published(
         {row: figures for row, (_, _, figures) in _DISTILLATION.items()},
         _PER_CLASS,
@@ -232,7 +236,11 @@ ROBUSTNESS = Table(
     "held constant",
     order="the stronger the Jacobian's penalty, the better under strong "
     "noise, and the worse without; weight decay and dropout do not help",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "About half an hour of one core",
+        "full": "Not run here; by its arithmetic most of a day of one GPU "
+        "a seed",
+    },
     published=published(
         {row: figures for row, (_, figures) in _ROBUSTNESS.items()}, _STDDEVS
     ),

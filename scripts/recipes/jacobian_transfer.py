@@ -169,7 +169,12 @@ TRANSFER = Table(
     full=_FULL_TEXT,
     small=f"{_SMALL_TEXT}; n up to 50",
     order="the oracle first, then all three, CE last",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "An estimate: an hour of one core, 8 minutes of it for "
+        "the networks that teach",
+        "full": "Not run here; by its arithmetic a week of one GPU for "
+        "the two networks of ImageNet, then half a day a seed",
+    },
     published=published(
         {row: figures for row, (_, figures) in _TRANSFER.items()}, _PER_CLASS
     ),
@@ -238,7 +243,12 @@ DEPTH = Table(
     "pooled to the student's 2x2, for it has no deeper stage",
     order="the shallowest first, in accuracy and in what training takes off "
     "the Jacobians' term",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "An estimate: 20 minutes of one core, 6 of them for the "
+        "teacher, which table 3 has too",
+        "full": "Not run here; by its arithmetic some days of one GPU for "
+        "the teacher, then two hours a seed",
+    },
     published=published(
         {
             "test accuracy": (22.39, 21.98, 20.45, 20.03),
@@ -294,7 +304,11 @@ WINDOW = Table(
     full=f"{_FULL_TEXT}. Level 1 of table 4, where the map's side s is 56",
     small=f"{_SMALL_TEXT}, n = 10. Level 1 of table 4, where s is 16",
     order="s/5 first, the whole map and no pooling last",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "An estimate: 20 minutes of one core, 6 of them for the "
+        "teacher, which table 3 has too",
+        "full": "Not run here; as table 4",
+    },
     published=published(
         {"test accuracy": (20.0, 21.2, 21.87, 21.09, 19.74)}, _WINDOWS
     ),
