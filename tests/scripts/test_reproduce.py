@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 
 import fake_tasks
 import killed
@@ -16,7 +17,6 @@ import tensorflow as tf
 from prepared import mocked, photograph, prepare
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
-fake_tasks.offered()
 
 import reproduce
 from recipes import (
@@ -33,14 +33,19 @@ from recipes.table import overridden, required, with_seed
 
 import tfkd
 
+fake_tasks.offered()
 TABLES = {
     table.name: table
     for table in (*jacobian_matching.TABLES, *jacobian_transfer.TABLES)
 }
-COLUMNS = {"jacobian-1": 4, "jacobian-2": 5, "jacobian-3": 4}
-COLUMNS |= {"jacobian-4": 4, "jacobian-5": 5}
-ROWS = {"jacobian-1": 6, "jacobian-2": 6, "jacobian-3": 6}
-ROWS |= {"jacobian-4": 2, "jacobian-5": 1}
+# Rows and columns of the small forms.
+SHAPES = {
+    "jacobian-1": (7, 4),
+    "jacobian-2": (6, 5),
+    "jacobian-3": (6, 4),
+    "jacobian-4": (2, 4),
+    "jacobian-5": (1, 5),
+}
 
 
 # === Numbers ===
@@ -195,9 +200,7 @@ def test_a_killed_command_loses_nothing_and_computes_nothing_twice(tmp_path):
     assert len(second) == len(set(second)) == 9 - len(done)
     assert not done & set(second)
     written = (tmp_path / "out" / "RESULTS.md").read_text()
-    assert body(written) == [["a", *["100.5 ± 0.7"] * 2]] + [
-        ["b", *["100.5 ± 0.7"] * 2]
-    ]
+    assert body(written) == [[row, *["100.5 ± 0.7"] * 2] for row in "ab"]
     wait_for_the_end({pid for _, pid in fake_tasks.begun(log)})
 
 
@@ -300,7 +303,7 @@ def tiny(tmp_path_factory):
 
 def real(config):
     if config["task"] == "learning.trained":
-        return config["network"] == "vgg9" and not config["classes"]
+        return config["network"] == "vgg9" and "classes" not in config
     chosen = {
         (cell.row, cell.column): cell.config
         for cell in TABLES["jacobian-1"].cells("small")
@@ -331,11 +334,10 @@ def test_writes_the_table_its_claims_and_its_picture(name, tiny):
         rf"^## {name}: .*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL
     )
     rows = body(section)
-    assert len(rows) == ROWS[name]
+    assert (len(rows), len(rows[0]) - 1) == SHAPES[name]
     for row in rows:
-        assert len(row) == 1 + COLUMNS[name]
         for cell in row[1:]:
-            assert re.fullmatch(r"\d+\.\d \([\d.]+\)", cell)
+            assert re.fullmatch(r"\d+\.\d( \([\d.]+\))?", cell)
     claims = body(section, 1)
     labels = {cell[:2] for cell in TABLES[name].cells("small")}
     pairs = [pair for one in TABLES[name].claims for pair in one.pairs]
@@ -357,8 +359,10 @@ def test_numbers_are_those_of_the_runs(tiny):
         accuracy = kept.read(config)["results"]["accuracy"]
         assert (accuracy == 50) == ((cell.row, cell.column) not in REAL)
         shown = rows[cell.row][["1", "5", "10", "50"].index(cell.column) + 1]
-        theirs = TABLES["jacobian-1"].published[cell.row, cell.column]
-        assert shown == f"{accuracy:.1f} ({theirs:g})"
+        place = cell.row, cell.column
+        theirs = TABLES["jacobian-1"].published.get(place)
+        theirs = "" if theirs is None else f" ({theirs:g})"
+        assert shown == f"{accuracy:.1f}{theirs}"
 
 
 def test_again_computes_nothing_and_keeps_other_sections(tiny, capsys):
@@ -397,6 +401,17 @@ def drawn(path, outcome):
 # === Runs of a step ===
 
 
+@pytest.fixture
+def eager():
+    """Runs without graphs, whose tracing takes longer than a step."""
+    with warnings.catch_warnings():
+        # It does not apply to tf.data, and need not.
+        warnings.filterwarnings("ignore", "Even though the `tf.config")
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+
+
 def run_of(table, row, column, scale):
     for cell in TABLES[table].cells(scale):
         if (cell.row, cell.column) == (row, column):
@@ -426,9 +441,9 @@ def kept_for_all(tmp_path_factory):
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("row", ["Jacobian 1", "dropout 0.25"])
-def test_a_small_run_under_noise_takes_a_step(row, kept_for_all):
-    config = run_of("jacobian-2", row, "0.4", "small")
+@pytest.mark.usefixtures("eager")
+def test_a_small_run_under_noise_takes_a_step(kept_for_all):
+    config = run_of("jacobian-2", "dropout 0.25", "0.4", "small")
     found = results(
         kept_for_all,
         config,
@@ -443,23 +458,31 @@ def test_a_small_run_under_noise_takes_a_step(row, kept_for_all):
         assert 0 <= found[f"noise {column}"] <= 100
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("table", "row", "column"),
     [
         ("jacobian-3", "all three", "5"),
-        ("jacobian-3", "pre-trained student (oracle)", "5"),
         ("jacobian-4", "test accuracy", "level 4"),
         ("jacobian-5", "test accuracy", "none"),
     ],
 )
 def test_a_small_run_of_transfer_takes_a_step(table, row, column, kept_for_all):
     config = run_of(table, row, column, "small")
-    found = results(kept_for_all, config, data="digits", batch_size=4, steps=1)
+    found = results(
+        kept_for_all,
+        config,
+        data="digits",
+        examples_per_class=2,
+        batch_size=4,
+        steps=1,
+    )
     assert 0 <= found["accuracy"] <= 100
     assert ("reduction" in found) == ("jacobian" in config["terms"])
     assert found.get("reduction", 0) <= 100
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("table", "row", "column"),
     [
@@ -474,9 +497,14 @@ def test_a_full_run_of_cifar_takes_a_step(
     config = run_of(table, row, column, "full")
     assert config["steps"] == 500 * 352
     assert config["drops"] == [0.8]
-    with mocked("cifar100", tmp_path, 60):
+    with mocked("cifar100", tmp_path, 200):
         found = results(
-            Runs(tmp_path / "runs"), config, batch_size=4, steps=1, draws=1
+            Runs(tmp_path / "runs"),
+            config,
+            width=0.25,
+            batch_size=4,
+            steps=1,
+            draws=1,
         )
     assert 0 <= found["accuracy"] <= 100
 
@@ -489,7 +517,7 @@ def photographs(tmp_path_factory):
     prepare(
         "imagenet2012",
         folder,
-        {"train": images, "validation": images[:3]},
+        {"train": images, "validation": images[:4]},
         version="5.1.0",
     )
     for part, count in (("train", 12), ("test", 2)):
@@ -501,6 +529,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("table", "row", "column"),
     [
@@ -519,7 +548,8 @@ def test_a_full_run_of_transfer_takes_a_step(
     found = results(
         Runs(photographs / "runs"),
         overridden(with_image_size(config, 64), of_scenes(photographs)),
-        batch_size=2,
+        width=0.25,
+        batch_size=4,
         steps=1,
     )
     assert 0 <= found["accuracy"] <= 100
