@@ -145,7 +145,8 @@ DISTILLATION = Table(
     order="CE + both first wherever images are few, CE last; the Jacobians' "
     "gain shrinks as images grow many",
     cost={
-        "small": "About an hour of one core, 6 minutes of it the teacher",
+        "small": "About 80 minutes of one thread, 6 of them the teacher; half "
+        "with --jobs 2",
         "full": "Not run here; by its arithmetic half a day of one GPU a "
         "seed, more than a month of two cores",
     },
@@ -237,7 +238,7 @@ ROBUSTNESS = Table(
     order="the stronger the Jacobian's penalty, the better under strong "
     "noise, and the worse without; weight decay and dropout do not help",
     cost={
-        "small": "About half an hour of one core",
+        "small": "28 minutes of one thread",
         "full": "Not run here; by its arithmetic most of a day of one GPU "
         "a seed",
     },

@@ -170,8 +170,8 @@ TRANSFER = Table(
     small=f"{_SMALL_TEXT}; n up to 50",
     order="the oracle first, then all three, CE last",
     cost={
-        "small": "An estimate: an hour of one core, 8 minutes of it for "
-        "the networks that teach",
+        "small": "About 45 minutes of one thread, 8 of them the two networks "
+        "of the source task; half with --jobs 2",
         "full": "Not run here; by its arithmetic a week of one GPU for "
         "the two networks of ImageNet, then half a day a seed",
     },
@@ -244,8 +244,8 @@ DEPTH = Table(
     order="the shallowest first, in accuracy and in what training takes off "
     "the Jacobians' term",
     cost={
-        "small": "An estimate: 20 minutes of one core, 6 of them for the "
-        "teacher, which table 3 has too",
+        "small": "An estimate: 16 minutes of one thread, 7 of them the "
+        "teacher, which table 3 has, too",
         "full": "Not run here; by its arithmetic some days of one GPU for "
         "the teacher, then two hours a seed",
     },
@@ -305,8 +305,8 @@ WINDOW = Table(
     small=f"{_SMALL_TEXT}, n = 10. Level 1 of table 4, where s is 16",
     order="s/5 first, the whole map and no pooling last",
     cost={
-        "small": "An estimate: 20 minutes of one core, 6 of them for the "
-        "teacher, which table 3 has too",
+        "small": "An estimate: 16 minutes of one thread, 7 of them the "
+        "teacher, which table 3 has, too",
         "full": "Not run here; as table 4",
     },
     published=published(

@@ -230,7 +230,7 @@ class Outcome:
             f"- command: `{_command(table, scale, len(self.seeds), changes)}`\n"
             f"{teachers}"
             f"- seeds {', '.join(map(str, self.seeds))}; {len(kept)} runs, "
-            f"{seconds / 60:.1f} minutes of one core in all\n"
+            f"{seconds / 60:.1f} minutes in all, a thread each\n"
             f"- {_processor()}, {machine}; {made}; "
             f"{time.strftime('%Y-%m-%d')}",
         ]
