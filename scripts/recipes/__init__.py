@@ -1,0 +1,1 @@
+"""The papers' tables and figures: what is run, and what they say."""

@@ -1,0 +1,310 @@
+"""What came of a table: printed, in RESULTS.md, and drawn."""
+
+import contextlib
+import fcntl
+import math
+import os
+import pathlib
+import platform
+import re
+import time
+
+import common
+
+from recipes import figures
+from recipes.comparison import mean_and_deviation, verdict
+from recipes.table import required
+from tfkd.export import replacing
+
+_HEAD = """# The papers' tables, as they came out here
+
+Written by `scripts/reproduce.py`, a section a table; each says what it was \
+run on and how long it took. These are the small forms: other data and \
+narrower networks than the papers', so compare the order of the rows, not the \
+figures. Every number is the mean ± standard deviation over the seeds. A \
+claim holds, or does not, where the mean difference over the seeds is at least \
+twice its standard error; otherwise it is undecided. The seeds of a pair share \
+their images, their order and the beginning of their weights.
+"""
+
+
+def listing(tables):
+    """What there is to reproduce, for --list.
+
+    Args:
+        tables: `table.Table`s.
+    """
+    return "\n\n".join(_description(table) for table in tables)
+
+
+def _description(table):
+    lines = [
+        f"{table.name}: {table.title} ({table.paper}, {table.place})",
+        f"  full:     {table.full}. {table.cost['full']}",
+        f"  small:    {table.small}. {table.cost['small']}",
+        f"  expected: {table.order}",
+        "  paper:",
+    ]
+    rows = dict.fromkeys(row for row, _ in table.published)
+    columns = dict.fromkeys(column for _, column in table.published)
+    if rows:
+        figures_ = [
+            [row, *(_figure(table.published.get((row, c))) for c in columns)]
+            for row in rows
+        ]
+        drawn = common.markdown_table([table.unit, *columns], figures_)
+        lines += [f"    {line}" for line in drawn.splitlines()]
+    lines.append(f"  command:  {_command(table, 'small', table.seeds)}")
+    return "\n".join(lines)
+
+
+def _figure(number):
+    return "" if number is None else f"{number:g}"
+
+
+def _command(table, scale, seeds, changes=""):
+    command = f"python scripts/reproduce.py {table.name} --scale {scale} "
+    if scale == "full" or changes:
+        changes += " --output FOLDER"
+    return f"{command}--seeds {seeds} --jobs 2 {changes}".rstrip()
+
+
+def describe(config):
+    """A run in a few words."""
+    skipped = ("task", "seed")
+    words = []
+    for name, value in config.items():
+        if name == "examples_per_class":
+            words.append(f"{value or 'all'} a class")
+        elif name in ("network", "data"):
+            words.append(str(value).rsplit("/", 1)[-1])
+        elif name in ("terms", "method", "row"):
+            words.append("+".join(value) if isinstance(value, list) else value)
+        elif name == "label_weight" and value == 0:
+            words.append("no labels")
+        elif name == "penalty":
+            words += [f"{what} {weight:g}" for what, weight in value.items()]
+        elif name in ("window", "jacobian_at"):
+            if "jacobian" in config.get("terms", ()):
+                at = "/".join(value) if isinstance(value, list) else value
+                words.append(f"{name.removeprefix('jacobian_')} {at}")
+        elif name == "start" and value:
+            words.append("pre-trained")
+        elif name in skipped or isinstance(value, dict):
+            continue
+    task = config["task"].rsplit(".", 1)[-1]
+    return f"{task} {', '.join(filter(None, words))}, seed {config['seed']}"
+
+
+class Outcome:
+    """The numbers of a table's runs.
+
+    Args:
+        table: A `table.Table`.
+        plan: List of pairs: a `table.Cell`, and the configuration of its run
+            with each seed.
+        runs: The `runs.Runs` that has them, as far as they ended.
+
+    Attributes:
+        table: The table.
+        rows, columns: Labels, in order.
+        values: Dict `(row, column)` -> list of a number for each seed; None
+            where the run failed.
+    """
+
+    def __init__(self, table, plan, runs):
+        self.table = table
+        self.rows = list(dict.fromkeys(cell.row for cell, _ in plan))
+        self.columns = list(dict.fromkeys(cell.column for cell, _ in plan))
+        self.values = {}
+        self._kept = {}
+        for cell, configs in plan:
+            self.seeds = [config["seed"] for config in configs]
+            self.values[cell.row, cell.column] = [
+                self._read(runs, config, cell.result) for config in configs
+            ]
+
+    def _read(self, runs, config, result):
+        for need in required(config):
+            self._kept[runs.key(need)] = runs.read(need)
+        kept = self._kept[runs.key(config)] = runs.read(config)
+        return None if kept is None else kept["results"][result]
+
+    def given(self, row, column):
+        """The numbers of a cell that are there."""
+        values = self.values.get((row, column), ())
+        return [value for value in values if value is not None]
+
+    def body(self):
+        """The comparison as a Markdown table."""
+        rows = [
+            [row, *(self._cell(row, column) for column in self.columns)]
+            for row in self.rows
+        ]
+        return common.markdown_table([self.table.unit, *self.columns], rows)
+
+    def _cell(self, row, column):
+        if (row, column) not in self.values:
+            return ""
+        values = self.given(row, column)
+        text = "failed"
+        if values:
+            text = mean_and_deviation(values, self.table.digits)
+        published = self.table.published.get((row, column))
+        return text if published is None else f"{text} ({published:g})"
+
+    def verdicts(self):
+        """List of `(claim's text, higher, lower, Verdict)`."""
+        found = []
+        for claim in self.table.claims:
+            for higher, lower in claim.pairs:
+                pairs = [
+                    pair
+                    for pair in zip(
+                        self.values.get(higher, ()),
+                        self.values.get(lower, ()),
+                        strict=False,
+                    )
+                    if None not in pair
+                ]
+                if pairs:
+                    judged = verdict(*zip(*pairs, strict=True))
+                    found.append((claim.text, higher, lower, judged))
+        return found
+
+    def claims(self):
+        """What the seeds say of each claim, as a Markdown table."""
+        rows, digits, published = [], self.table.digits, self.table.published
+        last = None
+        for text, higher, lower, judged in self.verdicts():
+            theirs = ""
+            if higher in published and lower in published:
+                theirs = f"{published[higher] - published[lower]:+.{digits}f}"
+            ours = f"{judged.difference:+.{digits + 1}f}"
+            if not math.isnan(judged.error):
+                ours += f" ± {judged.error:.{digits + 1}f}"
+            rows.append(
+                [
+                    "" if text == last else text,
+                    _pair(higher, lower),
+                    ours,
+                    theirs,
+                    judged.words,
+                ]
+            )
+            last = text
+        header = ["claim", "cells", "difference ± s.e.", "paper", "here"]
+        return common.markdown_table(header, rows)
+
+    def text(self, scale, changes=""):
+        """The section of RESULTS.md.
+
+        Args:
+            scale: "small" or "full".
+            changes: Options that made the runs others than the table's.
+        """
+        table = self.table
+        kept = [one for one in self._kept.values() if one is not None]
+        seconds = sum(one["seconds"] for one in kept)
+        versions = common.versions()
+        machine = versions.pop("machine")
+        made = ", ".join(f"{name} {v}" for name, v in versions.items())
+        teachers = "".join(
+            f"- taught by: {line}\n" for line in self._teachers()
+        )
+        parts = [
+            f"## {table.name}: {table.title}",
+            f"{table.paper}, {table.place}. Expected: {table.order}.",
+            f"{scale.capitalize()} form"
+            + (f", but for `{changes}`" if changes else "")
+            + f": {table.small if scale == 'small' else table.full}.",
+            self.body(),
+            f"{table.unit}; in brackets the paper's figures.",
+        ]
+        if self.verdicts():
+            parts.append(self.claims())
+        if table.remarks:
+            parts.append(table.remarks)
+        parts += [
+            f"![{table.title}](figures/{table.name}.png)",
+            f"- command: `{_command(table, scale, len(self.seeds), changes)}`\n"
+            f"{teachers}"
+            f"- seeds {', '.join(map(str, self.seeds))}; {len(kept)} runs, "
+            f"{seconds / 60:.1f} minutes in all, a thread each\n"
+            f"- {_processor()}, {machine}; {made}; "
+            f"{time.strftime('%Y-%m-%d')}",
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _teachers(self):
+        """A line for each run that others needed."""
+        lines = []
+        for kept in self._kept.values():
+            if kept and kept["config"]["task"] == "learning.trained":
+                config, results = kept["config"], kept["results"]
+                lines.append(
+                    f"{describe(config)}, width {config['width']:g}, "
+                    f"{config['steps']} steps: {results['accuracy']:.1f} %"
+                )
+        return lines
+
+    def write(self, folder, scale, changes=""):
+        """Writes the section and the picture; keeps other sections.
+
+        Args:
+            folder: Path of the folder.
+            scale, changes: As of `text`.
+        """
+        drawing = self.table.draw or figures.lines
+        name = self.table.name
+        with replacing(folder / "figures" / f"{name}.png") as path:
+            drawing(path, self)
+        path = folder / "RESULTS.md"
+        with _alone(folder):
+            sections = _sections(path)
+            sections[name] = self.text(scale, changes)
+            with replacing(path) as new:
+                text = "\n".join([_HEAD, *sections.values()])
+                new.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """Waits until no other process is at a folder's RESULTS.md."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sections(path):
+    """The sections of a RESULTS.md, table's name -> text."""
+    if not pathlib.Path(path).exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]
+    return {
+        re.match(r"## ([^:\n]+)", part)[1]: part.rstrip("\n") + "\n"
+        for part in parts
+    }
+
+
+def _pair(higher, lower):
+    """Two cells in words, their common label once."""
+    if higher[1] == lower[1]:
+        return f"{higher[1]}: {higher[0]} > {lower[0]}"
+    if higher[0] == lower[0]:
+        return f"{higher[0]}: {higher[1]} > {lower[1]}"
+    return f"{higher[0]}, {higher[1]} > {lower[0]}, {lower[1]}"
+
+
+def _processor():
+    """The processor's name."""
+    cpus = pathlib.Path("/proc/cpuinfo")
+    if os.path.exists(cpus):
+        found = re.search(r"model name\s*:\s*(.+)", cpus.read_text())
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,626 @@
+"""Tests of scripts/reproduce.py and of the recipes of Jacobian matching."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import sys
+import threading
+import time
+import warnings
+
+import fake_tasks
+import killed
+import pytest
+import tensorflow as tf
+from prepared import mocked, photograph, prepare
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
+
+import reproduce
+from recipes import (
+    comparison,
+    jacobian_matching,
+    jacobian_tasks,
+    jacobian_transfer,
+    learning,
+    report,
+    runs,
+    workers,
+)
+from recipes.runs import Runs
+from recipes.table import overridden, required, with_seed
+
+import tfkd
+
+fake_tasks.offered()
+TABLES = {
+    table.name: table
+    for table in (*jacobian_matching.TABLES, *jacobian_transfer.TABLES)
+}
+# Rows and columns of the small forms.
+SHAPES = {
+    "jacobian-1": (7, 4),
+    "jacobian-2": (6, 5),
+    "jacobian-3": (6, 4),
+    "jacobian-4": (2, 4),
+    "jacobian-5": (1, 5),
+}
+
+
+# === Numbers ===
+
+
+def test_a_claim_holds_from_two_standard_errors_on():
+    """Differences 1, 3, 2: mean 2, deviation 1, standard error 1/sqrt 3."""
+    judged = comparison.verdict([2.0, 5.0, 3.0], [1.0, 2.0, 1.0])
+    assert judged == (2.0, pytest.approx(1 / math.sqrt(3)), "holds")
+    judged = comparison.verdict([1.0, 2.0, 1.0], [2.0, 5.0, 3.0])
+    assert judged == (-2.0, pytest.approx(3**-0.5), "does not hold")
+
+
+def test_what_decides_nothing_is_undecided():
+    """Differences 4 and 0: mean 2, standard error 2; then 1 and 3: 1."""
+    assert comparison.verdict([4, 0], [0, 0]) == (2.0, 2.0, "undecided")
+    assert comparison.verdict([1, 3], [0, 0]) == (2.0, 1.0, "holds")
+    assert comparison.verdict([1, 2], [1, 2]) == (0.0, 0.0, "undecided")
+    difference, error, words = comparison.verdict([5.0], [1.0])
+    assert (difference, words) == (4.0, "undecided")
+    assert math.isnan(error)
+
+
+def test_the_deviation_is_the_samples():
+    assert comparison.mean_and_deviation([1.0, 3.0], 2) == "2.00 ± 1.41"
+    assert comparison.mean_and_deviation([70.25]) == "70.2"
+
+
+# === Runs that are kept ===
+
+
+def test_a_run_is_computed_once(tmp_path):
+    kept = Runs(tmp_path / "runs")
+    log = tmp_path / "log"
+    config = fake_tasks.config("one", log, seed=2, value=40)
+    assert kept.read(config) is None
+    threads = [
+        threading.Thread(target=kept.compute, args=(config,)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fake_tasks.begun(log)) == 1
+    found = kept.read(config)
+    assert found["config"] == config
+    assert found["results"] == {"accuracy": 42}
+    kept.compute({**config, "value": 41})
+    assert len(fake_tasks.begun(log)) == 2
+    assert kept.read(config)["results"] == {"accuracy": 42}
+
+
+def test_the_key_is_of_all_settings_and_the_version(tmp_path, monkeypatch):
+    kept = Runs(tmp_path)
+    config = {"task": "a.b", "seed": 0, "teacher": {"task": "a.c", "seed": 0}}
+    keys = {
+        kept.key(config),
+        kept.key({**config, "seed": 1}),
+        kept.key({**config, "teacher": {"task": "a.c", "seed": 1}}),
+    }
+    assert kept.key(dict(reversed(config.items()))) in keys
+    monkeypatch.setattr(runs.tfkd, "__version__", "another")
+    assert len({*keys, kept.key(config)}) == 4
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    kept = Runs(tmp_path)
+    path = tmp_path / f"{kept.key({'seed': 0})}.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=re.escape(f"'{path}' is damaged")):
+        kept.read({"seed": 0})
+
+
+def test_what_is_no_number_is_not_kept(tmp_path):
+    config = fake_tasks.config("nan", tmp_path / "log", seed=0, value=math.nan)
+    kept = Runs(tmp_path / "runs")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        kept.compute(config)
+    assert not list(kept.folder.glob("*.json"))
+
+
+# === Workers ===
+
+
+@pytest.fixture
+def fake_worker(monkeypatch):
+    monkeypatch.setattr(workers, "_WORKER", fake_tasks.WORKER)
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_needs_come_first_and_what_failed_is_told(tmp_path):
+    log = tmp_path / "log"
+
+    def config(name, **settings):
+        return fake_tasks.config(name, log, seed=0, **settings)
+
+    good = config("teacher", value=70)
+    bad = config("spoilt", error="No data here.")
+    configs = [
+        config("student", teacher=good),
+        config("hopeless", teacher=bad),
+        config("alone", value=5),
+    ]
+    kept = Runs(tmp_path / "runs")
+    told = []
+    failed = workers.compute(
+        kept, configs, jobs=1, report=lambda *over: told.append(over)
+    )
+    assert failed == 2
+    names = [name for name, _ in fake_tasks.begun(log)]
+    assert sorted(names) == ["alone-0", "spoilt-0", "student-0", "teacher-0"]
+    assert names.index("teacher-0") < names.index("student-0")
+    assert [over for _, _, over, _ in told] == [1, 2, 3, 4, 5]
+    errors = {one["network"]: error for one, error, _, _ in told}
+    assert errors.pop("spoilt").endswith("ValueError: No data here.\n")
+    assert errors.pop("hopeless") == "what it needs failed"
+    assert errors == dict.fromkeys(["teacher", "student", "alone"])
+    assert kept.read(configs[0])["results"] == {"accuracy": 70}
+    assert list(workers.missing(kept, configs).values()) == [bad, configs[1]]
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_a_worker_that_dies_is_named_with_its_run(tmp_path):
+    config = fake_tasks.config("big", tmp_path / "log", seed=3, die=True)
+    message = r"in the middle of number big, seed 3 \(code -9\); out of memory"
+    with pytest.raises(RuntimeError, match=message):
+        workers.compute(Runs(tmp_path / "runs"), [config], jobs=2, report=print)
+
+
+def test_a_killed_command_loses_nothing_and_computes_nothing_twice(tmp_path):
+    """A teacher, then 4 cells with 2 seeds each, two at a time."""
+    log, kept = tmp_path / "log", Runs(tmp_path / "runs")
+    argv = ["fake", "--seeds", "2", "--jobs", "2"]
+    argv += ["--runs", str(kept.folder), "--output", str(tmp_path / "out")]
+    run = fake_tasks.reproduce
+    assert killed.run(run, log, argv, kill_after=4) == -9
+    first = fake_tasks.begun(log)
+    processes = {pid for _, pid in first}
+    assert len(processes) == 2
+    wait_for_the_end(processes)
+    before = contents(kept.folder)
+    assert 4 <= len(before) < 9
+    assert killed.run(run, log, argv) == 0
+    after = contents(kept.folder)
+    assert len(after) == 9
+    assert after.items() >= before.items()
+    done = {
+        "{network}-{seed}".format(**json.loads(text)["config"])
+        for _, text in before.values()
+    }
+    second = [name for name, _ in fake_tasks.begun(log)[len(first) :]]
+    assert len(second) == len(set(second)) == 9 - len(done)
+    assert not done & set(second)
+    written = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert body(written) == [[row, *["100.5 ± 0.7"] * 2] for row in "ab"]
+    wait_for_the_end({pid for _, pid in fake_tasks.begun(log)})
+
+
+def wait_for_the_end(processes):
+    """Fails if one still runs after 10 seconds."""
+    for _ in range(200):
+        if not any(map(running, processes)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("A worker outlived its parent.")
+
+
+def running(pid):
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def contents(folder):
+    """Time and text of each run's file."""
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_text())
+        for path in folder.glob("[!.]*.json")
+    }
+
+
+def body(text, number=0):
+    """The rows of a Markdown text's table, without header and rule."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tables[number].splitlines()[2:]
+    ]
+
+
+# === The command ===
+
+
+def test_list_tells_of_every_table_what_it_costs(capsys):
+    assert reproduce.main(["--list"]) == 0
+    parts = capsys.readouterr().out.split("\n\n")
+    assert len(parts) == len(reproduce.TABLES)
+    for table, part in zip(reproduce.TABLES.values(), parts, strict=True):
+        assert part.startswith(f"{table.name}: {table.title} (")
+        for scale in ("small", "full"):
+            cost = table.cost[scale]
+            assert cost
+            assert cost in part
+        assert f"reproduce.py {table.name} --scale small" in part
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "say which tables"),
+        (["jacobian-9"], "no table 'jacobian-9'; there are jacobian-1,"),
+        (["jacobian-1", "jacobian-1"], "given twice"),
+        (["jacobian-1", "--steps", "3"], "argument --output: needed with"),
+        (["jacobian-1", "--scale", "full"], "argument --output: needed with"),
+        (["jacobian-1", "--dataset", "a=b"], "argument --output: needed with"),
+        (["jacobian-1", "--dataset", "a"], "expected OLD=NEW, not 'a'"),
+    ],
+)
+def test_bad_input_ends_with_a_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(argv)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+TINY = ["--dataset", f"{learning.FASHION}=digits", "--steps", "2"]
+TINY += ["--seeds", "1"]
+# The cells of jacobian-1 that are computed; of others numbers are made up.
+REAL = [("CE", "1"), ("CE + both", "1")]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folders of runs and output; the tables as the command writes them."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def compute(kept, configs, *, jobs, report):
+        for config in workers.missing(kept, configs).values():
+            if config["data"] == "digits" and real(config):
+                kept.compute(config)
+            else:
+                make_up(kept, config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "compute", compute)
+        argv = ["--runs", str(folder / "runs"), "--output", str(folder / "out")]
+        for name in TABLES:
+            assert reproduce.main([name, *TINY, *argv]) == 0
+    return folder
+
+
+def real(config):
+    if config["task"] == "learning.trained":
+        return config["network"] == "vgg9" and "classes" not in config
+    chosen = {
+        (cell.row, cell.column): cell.config
+        for cell in TABLES["jacobian-1"].cells("small")
+    }
+    return any(
+        config == with_seed(overridden(chosen[place], shortened), 0)
+        for place in REAL
+    )
+
+
+def shortened(key, value):
+    return {"steps": 2, "data": "digits"}.get(key, value)
+
+
+def make_up(kept, config):
+    """A run that was never computed, each result 50."""
+    names = ["accuracy", "validation", "reduction"]
+    names += [f"noise {column}" for column in ("0", "0.1", "0.2", "0.3", "0.4")]
+    content = {"results": dict.fromkeys(names, 50.0), "seconds": 60.0}
+    path = kept.folder / f"{kept.key(config)}.json"
+    path.write_text(json.dumps({"config": config, **content}))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_writes_the_table_its_claims_and_its_picture(name, tiny):
+    text = (tiny / "out" / "RESULTS.md").read_text()
+    (section,) = re.findall(
+        rf"^## {name}: .*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL
+    )
+    rows = body(section)
+    assert (len(rows), len(rows[0]) - 1) == SHAPES[name]
+    for row in rows:
+        for cell in row[1:]:
+            assert re.fullmatch(r"\d+\.\d( \([\d.]+\))?", cell)
+    claims = body(section, 1)
+    labels = {cell[:2] for cell in TABLES[name].cells("small")}
+    pairs = [pair for one in TABLES[name].claims for pair in one.pairs]
+    assert len(claims) == sum(labels.issuperset(pair) for pair in pairs)
+    assert {row[-1] for row in claims} == {"undecided"}
+    command = f"reproduce.py {name} --scale small --seeds 1 --jobs 2 --steps 2 "
+    assert command in section
+    assert f"(figures/{name}.png)" in section
+    picture = (tiny / "out" / "figures" / f"{name}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_numbers_are_those_of_the_runs(tiny):
+    text = (tiny / "out" / "RESULTS.md").read_text()
+    kept = Runs(tiny / "runs")
+    rows = {row[0]: row for row in body(text)}
+    for cell in TABLES["jacobian-1"].cells("small"):
+        config = with_seed(overridden(cell.config, shortened), 0)
+        accuracy = kept.read(config)["results"]["accuracy"]
+        assert (accuracy == 50) == ((cell.row, cell.column) not in REAL)
+        shown = rows[cell.row][["1", "5", "10", "50"].index(cell.column) + 1]
+        place = cell.row, cell.column
+        theirs = TABLES["jacobian-1"].published.get(place)
+        theirs = "" if theirs is None else f" ({theirs:g})"
+        assert shown == f"{accuracy:.1f}{theirs}"
+
+
+def test_again_computes_nothing_and_keeps_other_sections(tiny, capsys):
+    path = tiny / "out" / "RESULTS.md"
+    before, kept = path.read_text(), contents(tiny / "runs")
+    argv = ["--runs", str(tiny / "runs"), "--output", str(tiny / "out")]
+    assert reproduce.main(["jacobian-3", *TINY, *argv]) == 0
+    assert capsys.readouterr().out.startswith("0 runs to compute")
+    assert path.read_text() == before
+    assert contents(tiny / "runs") == kept
+
+
+def test_results_wait_for_another_process(tiny, tmp_path):
+    """What another writes meanwhile is kept."""
+    table = TABLES["jacobian-5"]
+    outcome = report.Outcome(table, [], Runs(tiny / "runs"))
+    outcome.seeds = [0]
+    outcome.table = dataclasses.replace(table, draw=drawn)
+    writer = threading.Thread(target=outcome.write, args=(tmp_path, "small"))
+    with report._alone(tmp_path):
+        writer.start()
+        while not (tmp_path / "figures" / "jacobian-5.png").exists():
+            time.sleep(0.01)
+        (tmp_path / "RESULTS.md").write_text("# Head\n\n## other: x\n\nKept.\n")
+        assert writer.is_alive()
+    writer.join()
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "## other: x\n\nKept.\n" in text
+    assert "## jacobian-5: " in text
+
+
+def drawn(path, outcome):
+    path.write_bytes(b"")
+
+
+# === Runs of a step ===
+
+
+@pytest.fixture
+def eager():
+    """Runs without graphs, whose tracing takes longer than a step."""
+    with warnings.catch_warnings():
+        # It does not apply to tf.data, and need not.
+        warnings.filterwarnings("ignore", "Even though the `tf.config")
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+
+
+def run_of(table, row, column, scale):
+    for cell in TABLES[table].cells(scale):
+        if (cell.row, cell.column) == (row, column):
+            return with_seed(cell.config, 0)
+    raise AssertionError(f"{table} has no cell {row}, {column}.")
+
+
+def with_image_size(config, size):
+    """A run on photographs of this size, and what it needs."""
+    small = {
+        key: with_image_size(value, size) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    return {**small, "image_size": size} if "data" in config else small
+
+
+def results(kept, config, **changes):
+    """Of a run, with some settings changed everywhere in it."""
+    config = overridden(config, lambda key, value: changes.get(key, value))
+    for one in (*required(config), config):
+        kept.compute(one)
+    return kept.read(config)["results"]
+
+
+@pytest.fixture(scope="module")
+def kept_for_all(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_small_run_under_noise_takes_a_step(kept_for_all):
+    config = run_of("jacobian-2", "dropout 0.25", "0.4", "small")
+    found = results(
+        kept_for_all,
+        config,
+        data="digits",
+        examples_per_class=2,
+        batch_size=4,
+        steps=1,
+        draws=1,
+    )
+    assert found["noise 0"] == pytest.approx(found["accuracy"])
+    for column in ("0", "0.1", "0.2", "0.3", "0.4"):
+        assert 0 <= found[f"noise {column}"] <= 100
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("table", "row", "column"),
+    [
+        ("jacobian-3", "all three", "5"),
+        ("jacobian-4", "test accuracy", "level 4"),
+    ],
+)
+def test_a_small_run_of_transfer_takes_a_step(table, row, column, kept_for_all):
+    config = run_of(table, row, column, "small")
+    found = results(
+        kept_for_all,
+        config,
+        data="digits",
+        examples_per_class=2,
+        batch_size=4,
+        steps=1,
+    )
+    assert 0 <= found["accuracy"] <= 100
+    assert ("reduction" in found) == ("jacobian" in config["terms"])
+    assert found.get("reduction", 0) <= 100
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("table", "row", "column"),
+    [
+        ("jacobian-1", "CE + both", "all"),
+        ("jacobian-2", "Jacobian 1", "0.4"),
+    ],
+)
+def test_a_full_run_of_cifar_takes_a_step(
+    table, row, column, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = run_of(table, row, column, "full")
+    assert config["steps"] == 500 * 352
+    assert config["drops"] == [0.8]
+    with mocked("cifar100", tmp_path, 200):
+        found = results(
+            Runs(tmp_path / "runs"),
+            config,
+            width=0.25,
+            batch_size=4,
+            steps=1,
+            draws=1,
+        )
+    assert 0 <= found["accuracy"] <= 100
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """An ImageNet of 3 classes and scenes of 2, 20 photographs each."""
+    folder = tmp_path_factory.mktemp("photographs")
+    images = [(photograph(n), n % 3) for n in range(30)]
+    prepare(
+        "imagenet2012",
+        folder,
+        {"train": images, "validation": images[:4]},
+        version="5.1.0",
+    )
+    for part, count in (("train", 12), ("test", 2)):
+        for name in ("bakery", "library"):
+            (folder / "scenes" / part / name).mkdir(parents=True)
+            for number in range(count):
+                path = folder / "scenes" / part / name / f"{number}.jpg"
+                path.write_bytes(photograph(4 * number))
+    return folder
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("table", "row", "column"),
+    [
+        ("jacobian-3", "all three", "5"),
+        ("jacobian-5", "test accuracy", "none"),
+    ],
+)
+def test_a_full_run_of_transfer_takes_a_step(
+    table, row, column, photographs, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(photographs))
+    config = run_of(table, row, column, "full")
+    images = 67 * int(config["examples_per_class"])
+    assert config["steps"] == 75 * math.ceil(images / 8)
+    found = results(
+        Runs(photographs / "runs"),
+        overridden(with_image_size(config, 64), of_scenes(photographs)),
+        examples_per_class=2,
+        width=0.25,
+        batch_size=4,
+        steps=1,
+    )
+    assert 0 <= found["accuracy"] <= 100
+    assert found["reduction"] <= 100
+
+
+def of_scenes(folder):
+    """Changes the scenes' folder."""
+    there = f"folder:{folder / 'scenes'}"
+    return lambda key, value: {"folder:mit-scenes": there}.get(
+        value if key == "data" else None, value
+    )
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_run_names_what_there_is(name, scale):
+    """Tasks, networks and matches; published cells and claims are cells."""
+    table = TABLES[name]
+    cells = table.cells(scale)
+    places = [cell[:2] for cell in cells]
+    assert len(set(places)) == len(places)
+    for cell in cells:
+        config = with_seed(cell.config, 0)
+        for run in (*required(config), config):
+            assert json.loads(json.dumps(run)) == run
+            assert callable(runs._task(run["task"]))
+            assert run["network"] in tfkd.models.NAMES
+        if "jacobian_at" in config:
+            jacobian_tasks._match("jacobian", config)
+    pairs = [
+        place for one in table.claims for pair in one.pairs for place in pair
+    ]
+    if scale == "full":
+        assert set(places) >= {*table.published, *pairs}
+    else:
+        assert set(places) & set(pairs)
+
+
+def test_the_full_forms_levels_have_maps_of_one_size():
+    """56, 28, 14 and 7: in the first, s of table 5 is 56."""
+    shape = {"input_shape": (224, 224, 3), "width": 0.125}
+    student, teacher = (
+        tfkd.models.build(name, num_classes=67, **shape)
+        for name in ("vgg9", "resnet34")
+    )
+    for (ours, theirs), size in zip(
+        run_of("jacobian-3", "CE", "5", "full")["at"],
+        (56, 28, 14, 7),
+        strict=True,
+    ):
+        maps = [
+            network.get_layer(name).output.shape[1:3]
+            for network, name in ((student, ours), (teacher, theirs))
+        ]
+        assert maps == [(size, size)] * 2
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column"),
+    [("jacobian-1", "CE", "all"), ("jacobian-3", "CE", "all")],
+)
+def test_the_rate_falls_where_the_paper_says(table, row, column):
+    """After 400 of 500 epochs; after 40 and 60 of 75."""
+    config = run_of(table, row, column, "full")
+    rate = learning.optimizer(config)._learning_rate
+    epochs, drops = {"jacobian-1": (500, [400])}.get(table, (75, [40, 60]))
+    length = config["steps"] // epochs
+    for number, epoch in enumerate([0, *drops]):
+        begun = float(rate(tf.constant(epoch * length)))
+        assert begun == pytest.approx(1e-3 * 0.1**number)
+        if epoch:
+            before = float(rate(tf.constant(epoch * length - 1)))
+            assert before == pytest.approx(1e-2 * 0.1**number)
