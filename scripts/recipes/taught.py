@@ -104,7 +104,7 @@ def taught(config, runs):
     for number, look in enumerate(looks, start=1):
         results |= {f"{name} {number}": v for name, v in look.items()}
     if config["aligned"]:
-        results |= _aligned(student, runs.network(config["seen_by"]), config)
+        results |= _aligned(student, teacher, config)
     return results
 
 
