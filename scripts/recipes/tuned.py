@@ -97,9 +97,7 @@ def pretrained(config, runs):
     # A fixed convolution turns red, green, blue around.
     turned = keras.layers.Conv2D(3, 1, name="blue_first")
     centered = turned(pixels)
-    turned.set_weights(
-        [np.eye(3)[::-1].reshape(1, 1, 3, 3), -np.array(_MEANS)]
-    )
+    turned.set_weights([np.eye(3)[::-1].reshape(1, 1, 3, 3), -np.array(_MEANS)])
     turned.trainable = False
     network = keras.applications.ResNet101(
         include_top=False,
@@ -108,4 +106,3 @@ def pretrained(config, runs):
     )
     runs.keep_network(config, network)
     return {"parameters": network.count_params()}
-
