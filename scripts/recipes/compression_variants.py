@@ -44,7 +44,7 @@ BY_STAGE = Table(
     unit="test accuracy, %",
     full=f"{FULL_TEXT}; resnet32x4 → resnet8x4. {WEIGHT_TEXT}",
     small=f"{SMALL_TEXT}. Stages 1 to 4 are the second to fourth of the "
-    "VGGs' five, and the features",
+    "VGGs, and the features",
     order="one stage is nearly as good as all; KD adds to each",
     cost={"small": "", "full": ""},
     published=published(_STAGE_ROWS, _STAGE_METHODS),

@@ -36,7 +36,7 @@ _FULL = {
     "decay": 5e-4,
     "steps": 240 * _CRD_STEPS,
 }
-# Of its five, for the paper has four stages, of which the features are one.
+# The paper has four stages, of which the features are the last.
 VGG_STAGES = ["stage2", "stage3", "stage4", "features"]
 STAGES = ["stage1", "stage2", "stage3", "features"]
 _NEGATIVES = 1024

@@ -84,8 +84,8 @@ _SMALL_TUNING = {
     "steps": 100,
     "images": 1000,
 }
-_SMALL_COMPARED = ["stage4", "features"]
-_SMALL_LAYERS = ["stage1", "stage2", "stage3", "stage4", "stage5", "features"]
+_SMALL_COMPARED = ["stage3", "features"]
+_SMALL_LAYERS = ["stage1", "stage2", "stage3", "stage4", "features"]
 _FULL_TEXT = (
     "ResNet-101 of ImageNet, from Keras, fine-tuned on five datasets; SGD "
     "with momentum 0.9, 9000 steps, batch 64, rate 0.01 and a tenth of it "
@@ -102,7 +102,7 @@ _SMALL_TEXT = (
     "Fashion-MNIST (1, 3, 5, 7, 8, 9) is fine-tuned on 10 images each of four "
     "others (tops: 0, 2, 4, 6) or of three that it knows (shoes: 5, 7, 9); "
     "Adam 1e-3, a tenth of it after 80 % of 100 steps, batch 20; neurons of "
-    "the fourth stage and the features; the same weights"
+    "the third stage and the features; the same weights"
 )
 
 
