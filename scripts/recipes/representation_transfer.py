@@ -59,7 +59,7 @@ _FINETUNING = {
 }
 _FOODS = {"drops": [1 / 2, 3 / 4], "steps": 16000}
 # The 19th residual unit of 33, and the penultimate layer.
-_FULL_COMPARED = ["conv4_block12_out", "features"]
+FULL_COMPARED = ["conv4_block12_out", "features"]
 _FULL_LAYERS = [
     "conv1_relu",
     "conv2_block3_out",
@@ -112,7 +112,7 @@ def _tuned(scale, column, method):
         setting = {**_FINETUNING, "data": _FULL_TARGETS[column]}
         if column == "Foods101":
             setting |= _FOODS
-        start, compared, layers = _IMAGENET, _FULL_COMPARED, _FULL_LAYERS
+        start, compared, layers = _IMAGENET, FULL_COMPARED, _FULL_LAYERS
     else:
         setting = {**_SMALL_TUNING, "classes": _SMALL_TARGETS[column]}
         start, compared, layers = _SMALL_SOURCE, _SMALL_COMPARED, _SMALL_LAYERS

@@ -6,7 +6,10 @@ import json
 import pathlib
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from prepared import mocked, photograph, prepare
 
 import tfkd
@@ -172,15 +175,12 @@ def test_a_full_run_of_kd2m_takes_a_step(tmp_path, monkeypatch):
     with mocked("svhn_cropped", tmp_path, 40):
         results = _computed(
             tmp_path,
-            _config("kd2m-figure3", "CW2 (E)", "distance"),
+            _config("kd2m-1", "W2 (G)", "SVHN"),
             steps=1,
             batch_size=4,
-            width=0.25,
-            points=1,
-            aligned=8,
+            width=0.125,
         )
-    assert len(results["teacher features"]) == 8
-    assert {"accuracy 1", "label loss 1", "value 1"} <= set(results)
+    assert 0 <= results["accuracy"] <= 100
 
 
 def test_a_full_run_of_compression_takes_a_step(tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_full_run_of_compression_takes_a_step(tmp_path, monkeypatch):
             _config("compression-2", "IPOT+CRD+KD", "vgg13 → vgg8"),
             steps=1,
             batch_size=4,
-            width=0.25,
+            width=0.125,
         )
     assert results["top-1 error"] == pytest.approx(100 - results["accuracy"])
     assert results["top-5 error"] <= results["top-1 error"]
@@ -199,6 +199,9 @@ def test_a_full_run_of_compression_takes_a_step(tmp_path, monkeypatch):
 
 def test_a_full_run_of_fine_tuning_takes_a_step(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    # Without trained weights the deeper one returns infinity.
+    applications = keras.applications
+    monkeypatch.setattr(applications, "ResNet101", applications.ResNet50)
     images = [(photograph(n), n % 3) for n in range(30)]
     prepare("stanford_dogs", tmp_path, {"train": images, "test": images[:6]})
     results = _computed(
@@ -207,6 +210,27 @@ def test_a_full_run_of_fine_tuning_takes_a_step(tmp_path, monkeypatch):
         steps=1,
         batch_size=2,
         image_size=32,
+        images=2,
         weights=None,
     )
     assert 0 <= results["accuracy"] <= 100
+
+
+def test_the_pretrained_network_has_the_layers_and_its_own_units(tmp_path):
+    config = _config("representation-1", "L2-SP", "Dogs120")
+    start = {**config["start"], "weights": None, "image_size": 32}
+    runs = Runs(tmp_path)
+    runs.compute(start)
+    network = runs.network(start)
+    names = {layer.name for layer in network.layers} | {"features"}
+    assert set(config["layers"]) <= names
+    assert set(representation_transfer.FULL_COMPARED) <= names
+    red = tf.constant([255.0, 0.0, 0.0])
+    standardised = (red - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
+    turned = keras.Model(network.input, network.get_layer("blue_first").output)
+    # Blue, green, red, minus their means over ImageNet.
+    np.testing.assert_allclose(
+        turned(tf.broadcast_to(standardised, [1, 32, 32, 3]))[0, 0, 0],
+        [-103.939, -116.779, 255.0 - 123.68],
+        rtol=1e-5,
+    )
