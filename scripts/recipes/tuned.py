@@ -1,5 +1,7 @@
 """Tasks: networks that are fine-tuned, and compared with their own start."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -22,8 +24,8 @@ def tuned(config, runs):
         config: The run's configuration. "start": the run that kept the
             network; "method", "settings": as of `taught.taught`, a method
             that does without a teacher. "layers": where the neurons are
-            compared with the start's in the end, or None; "images": so many
-            of the validation's; "points": None, or how often those of
+            compared with the start's in the end, or None; "images": on at
+            least so many of the validation's, as far as there are; "points": None, or how often those of
             "features" are compared along the way.
         runs: The `runs.Runs`.
 
@@ -47,8 +49,9 @@ def tuned(config, runs):
         matches=method,
     )
     held_out = taught.measured(config).validation
-    held_out = held_out.unbatch().take(config["images"])
-    held_out = held_out.batch(config["batch_size"])
+    # In whole batches.
+    size = next(iter(held_out))[1].shape[0]
+    held_out = held_out.take(math.ceil(config["images"] / size))
     callbacks, traces = [], []
     if config["points"]:
         callbacks = [

@@ -176,6 +176,7 @@ def test_a_full_run_of_kd2m_takes_a_step(tmp_path, monkeypatch):
         results = _computed(
             tmp_path,
             _config("kd2m-1", "W2 (G)", "SVHN"),
+            network="resnet18-cifar",
             steps=1,
             batch_size=4,
             width=0.125,
@@ -199,7 +200,7 @@ def test_a_full_run_of_compression_takes_a_step(tmp_path, monkeypatch):
 
 def test_a_full_run_of_fine_tuning_takes_a_step(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    # Without trained weights the deeper one returns infinity.
+    # A sibling of half the depth; the other is built below.
     applications = keras.applications
     monkeypatch.setattr(applications, "ResNet101", applications.ResNet50)
     images = [(photograph(n), n % 3) for n in range(30)]
@@ -208,9 +209,9 @@ def test_a_full_run_of_fine_tuning_takes_a_step(tmp_path, monkeypatch):
         tmp_path,
         _config("representation-1", "none", "Dogs120"),
         steps=1,
-        batch_size=2,
-        image_size=32,
-        images=2,
+        batch_size=4,
+        image_size=64,
+        images=4,
         weights=None,
     )
     assert 0 <= results["accuracy"] <= 100
