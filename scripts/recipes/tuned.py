@@ -24,9 +24,10 @@ def tuned(config, runs):
         config: The run's configuration. "start": the run that kept the
             network; "method", "settings": as of `taught.taught`, a method
             that does without a teacher. "layers": where the neurons are
-            compared with the start's in the end, or None; "images": on at
-            least so many of the validation's, as far as there are; "points": None, or how often those of
-            "features" are compared along the way.
+            compared with the start's in the end, or None; "images": on so
+            many of the validation's, or some more to fill a batch, or what
+            there are; "points": None, or how often those of "features" are
+            compared along the way.
         runs: The `runs.Runs`.
 
     Returns:
