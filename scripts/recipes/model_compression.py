@@ -194,7 +194,12 @@ METHODS = Table(
     small=f"{SMALL_TEXT}; the rows that the paper discusses",
     order="CRD first, then transport (IPOT, REMD), then the other "
     "comparisons of features; with KD transport beside CRD",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "about 9 minutes of a core: 40 trainings of 6 to 18 s, 4 of "
+        "them of kd2m-1",
+        "full": "131 trainings of 187,680 steps a seed, five teachers; not "
+        "run here",
+    },
     published=published(
         {row: figures for row, (_, figures) in _ALONE.items()}, PAIRS
     ),
@@ -261,7 +266,12 @@ WITH_KD = Table(
     full=f"{FULL_TEXT}. {WEIGHT_TEXT}; all weights 1 with CRD",
     small=f"{SMALL_TEXT}; fewer rows, most of them the runs of compression-1",
     order="IPOT+CRD+KD first, then IPOT+KD, REMD+KD and CRD+KD, then the rest",
-    cost={"small": "", "full": ""},
+    cost={
+        "small": "about 8 minutes of a core, 3 after compression-1: 12 "
+        "trainings more",
+        "full": "85 trainings of 187,680 steps a seed, of which those of "
+        "compression-1 are there; not run here",
+    },
     published=published(
         {row: figures for row, (_, figures) in _WITH_KD.items()},
         _WITH_KD_PAIRS,
