@@ -198,9 +198,7 @@ HOUSES = Table(
     full="SVHN, all images; SGD with momentum 0.9 and weight decay 5e-4 on "
     "all that is trained, 150 epochs, batch 200, rate 1e-3 and a tenth of it "
     f"after 80, 110 and 135; crops, no mirror images. {WEIGHT_TEXT}",
-    small="scikit-learn's "
-    f"{small_forms.DIGITS_TEXT} (a VGG-13 teacher, a VGG-8 student, an eighth "
-    "of the channels); fewer rows",
+    small=f"scikit-learn's {small_forms.DIGITS_TEXT}; fewer rows",
     order="IPOT+KD beside CRD+KD and RKD+KD first; IPOT before REMD",
     cost={
         "small": "about 5 minutes of a core: 30 trainings of 5 to 12 s",

@@ -122,8 +122,8 @@ METRICS = Table(
     order="all six alike, between the student alone and the teacher; those "
     "that know labels slightly better",
     cost={
-        "small": "about 8 minutes of a core: 44 trainings of 3 to 9 s, two "
-        "teachers of 110 and 20 s",
+        "small": "about 9 minutes of a core: 44 trainings of 5 to 12 s, two "
+        "teachers of 110 and 15 s",
         "full": "24 trainings of 39,100 to 57,300 steps a seed; not run here",
     },
     published=published(
