@@ -10,13 +10,33 @@ import pathlib
 import time
 
 import common
-from recipes import jacobian_matching, jacobian_transfer, report, workers
+from recipes import (
+    compression_elsewhere,
+    compression_variants,
+    jacobian_matching,
+    jacobian_transfer,
+    kd2m,
+    model_compression,
+    report,
+    representation_compression,
+    representation_transfer,
+    workers,
+)
 from recipes.runs import Runs
 from recipes.table import overridden, with_seed
 
 TABLES = {
     table.name: table
-    for module in (jacobian_matching, jacobian_transfer)
+    for module in (
+        jacobian_matching,
+        jacobian_transfer,
+        kd2m,
+        representation_transfer,
+        representation_compression,
+        model_compression,
+        compression_variants,
+        compression_elsewhere,
+    )
     for table in module.TABLES
 }
 _RESULTS = pathlib.Path(__file__).with_name("recipes")
