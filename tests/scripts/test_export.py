@@ -220,6 +220,16 @@ def test_bad_options_are_refused_in_one_line(
     assert not output.exists()
 
 
+def test_a_student_of_other_classes_is_called_a_student(tmp_path, capsys):
+    student = keras.Sequential(
+        [keras.Input(SIZE), keras.layers.Flatten(), keras.layers.Dense(7)],
+        name="seven",
+    )
+    student.save(tmp_path / "seven.keras")
+    line = refused([tmp_path / "seven.keras"], capsys)
+    assert "STUDENT.keras: student 'seven' returns (None, 7), but" in line
+
+
 def test_a_layer_that_a_format_lacks_is_named(tmp_path, capsys):
     student = keras.Sequential(
         [

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfkd.arguments import check_count
 from tfkd.export import runners
+from tfkd.export.keras_file import write_keras
 from tfkd.export.students import outputs_of, size_of
 
 MIN_RUNS = 50
@@ -108,7 +109,7 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
         for name, model in (("teacher", teacher), ("student", student)):
             if model is not None:
                 kept[name] = folder / f"{name}.keras"
-                model.save(kept[name], include_optimizer=False)
+                write_keras(model, kept[name])
         # The student is a .keras file already.
         kept["student"] = paths.pop("keras", kept["student"])
         paths = kept | paths
