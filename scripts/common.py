@@ -57,6 +57,7 @@ with quiet():
 
     import tfkd
     from tfkd import data, models
+    from tfkd.artefacts.tensorflow_models import load_keras
     from tfkd.callbacks import Checkpoints, DivergedError, StopOnDivergence
     from tfkd.export import replacing
     from tfkd.records import unpack
@@ -648,18 +649,7 @@ def load_teacher(path):
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No file '{path}'.")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
-    except Exception as error:
-        raise ValueError(
-            f"'{path}' is no Keras model that can be loaded: {error}"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"'{path}' holds no keras.Model but a {type(model).__name__}."
-        )
-    return model
+    return load_keras(path)
 
 
 def kept_teacher(path):

@@ -82,7 +82,7 @@ def export_student(
     student computes in. They hold its weights alone: no optimizer, no teacher.
     They take batches of any size. What they need to know who run them is in
     `preprocessing.json` beside them: class_names, input_shape, mean and std
-    (null where there is nothing to do), normalization_inside, white. Each is
+    (null if inside or unknown), normalization_inside, white. Each is
     written under a temporary name in the same folder and moved to its own
     when all are complete, so that a killed run leaves no half of a file under
     these names.
