@@ -57,6 +57,7 @@ with quiet():
 
     import tfkd
     from tfkd import data, models
+    from tfkd.artefacts.tensorflow_models import load_keras
     from tfkd.callbacks import Checkpoints, DivergedError, StopOnDivergence
     from tfkd.export import replacing
     from tfkd.records import unpack
@@ -648,18 +649,7 @@ def load_teacher(path):
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No file '{path}'.")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
-    except Exception as error:
-        raise ValueError(
-            f"'{path}' is no Keras model that can be loaded: {error}"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"'{path}' holds no keras.Model but a {type(model).__name__}."
-        )
-    return model
+    return load_keras(path)
 
 
 def kept_teacher(path):
@@ -723,14 +713,17 @@ def train_teacher(parser, option, recipe, dataset, file, kept=None):
         say(f" {time.perf_counter() - start:.0f} s")
 
 
-def check_teacher(teacher, dataset, *, same_classes=True, logits=True):
-    """Raises unless a teacher fits a dataset.
+def check_teacher(
+    teacher, dataset, *, same_classes=True, logits=True, role="teacher"
+):
+    """Raises unless a network fits a dataset.
 
     Args:
         teacher: A Keras model.
         dataset: A `tfkd.data.Dataset`.
         same_classes: Whether it must know as many classes.
         logits: Whether it must return logits.
+        role: What errors call it.
 
     Raises:
         ValueError: If it takes other images, knows another number of
@@ -741,13 +734,13 @@ def check_teacher(teacher, dataset, *, same_classes=True, logits=True):
     images = tf.TensorShape([None, *dataset.input_shape])
     if len(inputs) != 1 or not inputs[0].shape.is_compatible_with(images):
         raise ValueError(
-            f"teacher '{teacher.name}' takes inputs of shape "
+            f"{role} '{teacher.name}' takes inputs of shape "
             f"{[tuple(spec.shape) for spec in inputs]}, but '{dataset.name}' "
             f"has images of shape {dataset.input_shape}."
         )
     if not inputs[0].dtype.is_floating:
         raise ValueError(
-            f"teacher '{teacher.name}' takes {inputs[0].dtype.name}, but "
+            f"{role} '{teacher.name}' takes {inputs[0].dtype.name}, but "
             f"'{dataset.name}' has standardised images, which are no integers."
         )
     signals = known.signals[None]
@@ -756,14 +749,14 @@ def check_teacher(teacher, dataset, *, same_classes=True, logits=True):
         shape is None or len(shape) != 2 or shape[1] != dataset.num_classes
     ):
         raise ValueError(
-            f"teacher '{teacher.name}' returns {shape or 'several outputs'}, "
+            f"{role} '{teacher.name}' returns {shape or 'several outputs'}, "
             f"but '{dataset.name}' has {dataset.num_classes} classes. "
             f"Expected outputs of shape (None, {dataset.num_classes})."
         )
     if logits and getattr(signals, "op", None) in ("Softmax", "Sigmoid"):
         raise ValueError(
-            f"teacher '{teacher.name}' ends in {signals.op.lower()}, but "
-            "distillation needs logits. Build it without the last activation."
+            f"{role} '{teacher.name}' ends in {signals.op.lower()}, but "
+            "logits are needed. Build it without the last activation."
         )
 
 

@@ -243,7 +243,7 @@ def _check(run, dataset, options):
         options: Those of the script.
     """
     if run.model is not None and options.head is None:
-        common.check_teacher(run.model, dataset)
+        common.check_teacher(run.model, dataset, role="network")
     shape = run.input_shape
     fits = shape is None or (
         len(shape) == 3

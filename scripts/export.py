@@ -260,15 +260,15 @@ def _prepare(parser, options):
             **common.reading(options),
         )
     networks = []
-    for option, file in (
-        ("STUDENT.keras", options.student),
-        ("--teacher", options.teacher),
+    for role, option, file in (
+        ("student", "STUDENT.keras", options.student),
+        ("teacher", "--teacher", options.teacher),
     ):
         network = None
         if file:
             with parser.checking(option):
                 network = common.load_teacher(file)
-                common.check_teacher(network, dataset, logits=False)
+                common.check_teacher(network, dataset, logits=False, role=role)
         networks.append(network)
     return dataset, *networks
 

@@ -99,7 +99,8 @@ def test_all_kinds_compute_the_product(name, batch, kernel, folder, inputs):
     assert run.path == path
     assert (run.input_shape, run.num_classes) == ((8, 8, 2), 3)
     assert (run.class_names, run.preprocessing) == (None, None)
-    assert run.normalization_inside is None
+    assert run.normalization_inside is False  # as the exporter noted
+    assert open_artefact(path, beside=False).normalization_inside is None
     x = np.resize(inputs, [batch, 8, 8, 2])
     expected = x.reshape(batch, -1).astype(np.float64) @ kernel
     outputs = run(x)
@@ -576,3 +577,25 @@ def test_tensorflow_runs_lite_models_without_litert(
     np.testing.assert_allclose(
         run(inputs), inputs.reshape(7, -1) @ kernel, atol=2e-5
     )
+
+
+def test_a_keras_file_of_unknown_classes_names_them(tmp_path):
+    """In few words, for Keras prints the architecture."""
+
+    class Unknown(keras.layers.Flatten):
+        pass
+
+    x = keras.Input((4,))
+    keras.Model(x, Unknown()(x)).save(tmp_path / "own.keras")
+    with pytest.raises(ValueError, match="the class 'Unknown' of your") as told:
+        open_artefact(tmp_path / "own.keras")
+    assert len(str(told.value)) < 300 + len(str(tmp_path))
+
+
+def test_half_a_keras_file_is_called_damaged(tmp_path):
+    x = keras.Input((4,))
+    keras.Model(x, keras.layers.Dense(2)(x)).save(tmp_path / "half.keras")
+    content = (tmp_path / "half.keras").read_bytes()
+    (tmp_path / "half.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="loaded: it is damaged"):
+        open_artefact(tmp_path / "half.keras")

@@ -568,8 +568,8 @@ def test_a_version_makes_the_layout_of_tensorflow_serving(
 
 @pytest.mark.parametrize(
     "names",
-    [["a", "b"], ["a", "b", "c\nd"], ["a", "b", " c"], ["a", "b", 3]],
-    ids=["two", "lines", "blank", "number"],
+    [["a", "b"], ["a", "b", "c\nd"], ["a", "b", " c"], ["a", "b", 3], "abc"],
+    ids=["two", "lines", "blank", "number", "text"],
 )
 def test_wrong_class_names_are_refused(make_network, tmp_path, names):
     with pytest.raises(ValueError, match="for each of 3 classes"):

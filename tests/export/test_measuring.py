@@ -2,6 +2,7 @@
 
 import sys
 
+import keras
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -35,6 +36,20 @@ def test_students_that_return_nan_are_refused(student, images):
     weights = student.get_weights()
     student.set_weights([np.full_like(weight, np.nan) for weight in weights])
     with pytest.raises(ValueError, match="'net' .* not finite"):
+        measure(student, {}, *images)
+
+
+def test_layers_of_the_running_program_are_refused(images, monkeypatch):
+    """As those of a notebook, which no other process can import."""
+
+    class Own(keras.layers.Flatten):
+        pass
+
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    student = keras.Sequential(
+        [keras.Input((8, 8, 2)), Own(name="mine"), keras.layers.Dense(3)]
+    )
+    with pytest.raises(ValueError, match="'mine' .* an? Own, .* module of its"):
         measure(student, {}, *images)
 
 

@@ -1,5 +1,6 @@
 """scripts/export.py: its numbers, its files, its exit codes."""
 
+import importlib
 import json
 import pathlib
 import sys
@@ -24,7 +25,9 @@ def digits():
     return tfkd.data.load("digits", batch_size=400)
 
 
-def linear(digits, folder, name, scale=1.0, common=0.0):
+def linear(
+    digits, folder, name, scale=1.0, common=0.0, flat=keras.layers.Flatten
+):
     """A file with logits `scale (m_c . x - |m_c|^2 / 2) + common sum(x)`.
 
     Here m_c is the mean of class c, so that the largest is that of the
@@ -37,7 +40,7 @@ def linear(digits, folder, name, scale=1.0, common=0.0):
     model = keras.Sequential(
         [
             keras.Input(SIZE, name="images"),
-            keras.layers.Flatten(),
+            flat(),
             keras.layers.Dense(10, name="logits"),
         ],
         name=name,
@@ -169,9 +172,27 @@ def test_the_report_tells_all_in_words(run):
     assert "(artefacts.png)" in text
 
 
-def test_fails_where_an_artefact_disagrees(digits, tmp_path, capsys):
-    """Eight bits cannot tell logits of a large common part apart."""
-    student = linear(digits, tmp_path, "hazy", 2e-5, common=0.1)
+OWN_LAYERS = """
+import keras
+
+@keras.saving.register_keras_serializable("own")
+class Flat(keras.layers.Flatten):
+    pass
+"""
+
+
+def test_fails_where_an_artefact_disagrees(
+    digits, tmp_path, capsys, monkeypatch
+):
+    """Eight bits cannot tell logits of a large common part apart.
+
+    The student has a layer from a module of the user, too, which the process
+    that measures it must import.
+    """
+    (tmp_path / "own_layers.py").write_text(OWN_LAYERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    flat = importlib.import_module("own_layers").Flat
+    student = linear(digits, tmp_path, "hazy", 2e-5, common=0.1, flat=flat)
     output = tmp_path / "out"
     code = export.main(
         [
@@ -218,6 +239,16 @@ def test_bad_options_are_refused_in_one_line(
     line = refused([files[0], *options, "--output", output], capsys)
     assert text in line
     assert not output.exists()
+
+
+def test_a_student_of_other_classes_is_called_a_student(tmp_path, capsys):
+    student = keras.Sequential(
+        [keras.Input(SIZE), keras.layers.Flatten(), keras.layers.Dense(7)],
+        name="seven",
+    )
+    student.save(tmp_path / "seven.keras")
+    line = refused([tmp_path / "seven.keras"], capsys)
+    assert "STUDENT.keras: student 'seven' returns (None, 7), but" in line
 
 
 def test_a_layer_that_a_format_lacks_is_named(tmp_path, capsys):

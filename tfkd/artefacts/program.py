@@ -39,9 +39,9 @@ class Program(NamedTuple):
         return self.output_shape[1]
 
 
-def unreadable(path, kind, error):
+def unreadable(path, kind, reason):
     """A `ValueError` for a file that a runtime refuses."""
-    return ValueError(f"'{path}' is no {kind} that can be loaded: {error}")
+    return ValueError(f"'{path}' is no {kind} that can be loaded: {reason}")
 
 
 def only(tensors, kind, path):

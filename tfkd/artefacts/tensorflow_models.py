@@ -1,5 +1,8 @@
 """Keras models and SavedModels from their files."""
 
+import re
+import zipfile
+
 import keras
 import tensorflow as tf
 
@@ -26,15 +29,7 @@ def open_keras(path, output):
     Raises:
         ValueError: If it cannot be loaded, or has other inputs or outputs.
     """
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
-    except Exception as error:
-        raise unreadable(path, "Keras model", error) from error
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"'{path}' holds no keras.Model but a {type(model).__name__}."
-        )
+    model = load_keras(path)
     inputs = _keras_inputs(model)
     names = [tensor.name for tensor in keras.tree.flatten(inputs)]
     _, spec = only(_named(inputs, "input", names), "input", path)
@@ -60,6 +55,44 @@ def open_keras(path, output):
         tuple(result.shape),
         model,
     )
+
+
+def load_keras(path):
+    """A Keras model from a .keras file, without running any code in it.
+
+    Args:
+        path: Of the file, which exists.
+
+    Returns:
+        A `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: If it is damaged, needs code or classes that nobody has
+            imported, or holds no model.
+    """
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    # Each fault of a file has an exception of its own, of zip, JSON or HDF5.
+    except Exception as error:
+        reason = error
+        unknown = _UNKNOWN.search(str(error))
+        if unknown:  # Keras prints the whole architecture.
+            reason = (
+                f"it needs the {unknown[1]} '{unknown[2]}' of your own code. "
+                "Import the module that registers it with "
+                "keras.saving.register_keras_serializable first"
+            )
+        elif not zipfile.is_zipfile(path):  # Keras says it does not exist.
+            reason = "it is damaged, or something else"
+        raise unreadable(path, "Keras model", reason) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"'{path}' holds no keras.Model but a {type(model).__name__}."
+        )
+    return model
+
+
+_UNKNOWN = re.compile(r"Could not locate (class|function) '(\w+)'")
 
 
 def _keras_inputs(model):

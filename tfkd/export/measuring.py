@@ -13,6 +13,7 @@ import numpy as np
 
 from tfkd.arguments import check_count
 from tfkd.export import runners
+from tfkd.export.keras_file import write_keras
 from tfkd.export.students import outputs_of, size_of
 
 MIN_RUNS = 50
@@ -79,7 +80,8 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
         ChildProcessError: If an artefact cannot be run, with what its process
             said.
         ValueError: If `runs` is too small, `inputs` are no examples with
-            `labels`, or the student's outputs are not finite.
+            `labels`, the student's outputs are not finite, or a layer's class
+            is defined where no other process finds it, in `__main__`.
     """
     if check_count(runs, "runs") < MIN_RUNS:
         raise ValueError(
@@ -94,6 +96,7 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
             f"each of {len(inputs)} >= 1 inputs. "
             f"Received: shape {labels.shape}"
         )
+    imports = _imports_of(student, teacher)
     paths = {n: pathlib.Path(a.path) for n, a in artefacts.items()}
     require_runtimes(paths.values())
     expected = outputs_of(student, inputs)
@@ -108,11 +111,11 @@ def measure(student, artefacts, inputs, labels, *, teacher=None, runs=200):
         for name, model in (("teacher", teacher), ("student", student)):
             if model is not None:
                 kept[name] = folder / f"{name}.keras"
-                model.save(kept[name], include_optimizer=False)
+                write_keras(model, kept[name])
         # The student is a .keras file already.
         kept["student"] = paths.pop("keras", kept["student"])
         paths = kept | paths
-        results = _run(paths, inputs, runs, folder)
+        results = _run(paths, inputs, runs, folder, imports)
         sizes = {name: size_of(path) for name, path in paths.items()}
     measurements = {}
     for name, (outputs, times) in results.items():
@@ -169,11 +172,29 @@ def require_runtimes(paths):
             ) from error
 
 
+def _imports_of(*models):
+    """Names of the modules that register the layers of Keras models."""
+    names = {"tfkd"}
+    for model in filter(None, models):
+        for layer in model._flatten_layers():
+            module = type(layer).__module__
+            if module == "__main__":
+                raise ValueError(
+                    f"Layer '{layer.name}' of '{model.name}' is a "
+                    f"{type(layer).__name__}, defined in the running program, "
+                    "where no other process finds it. Define the class in a "
+                    "module of its own and import it."
+                )
+            if module.partition(".")[0] not in ("keras", "tfkd"):
+                names.add(module)
+    return sorted(names)
+
+
 def _runtime(path):
     return _RUNTIMES.get(pathlib.Path(path).suffix, _TENSORFLOW)
 
 
-def _run(paths, inputs, runs, folder):
+def _run(paths, inputs, runs, folder, imports):
     """Dict, name -> (outputs, milliseconds), each run in a new process."""
     np.save(folder / "inputs.npy", inputs)
     alone, with_tensorflow = {}, {}
@@ -181,13 +202,12 @@ def _run(paths, inputs, runs, folder):
         runtime = _runtime(path)
         heavy = runtime in (_KERAS, _TENSORFLOW)
         (with_tensorflow if heavy else alone)[name] = path
-    for group, blocked, imports in (
+    for group, blocked, needed in (
         (alone, _BLOCKED, ()),
-        # tfkd registers the layers of its networks.
-        (with_tensorflow, (), ("tfkd",)),
+        (with_tensorflow, (), imports),
     ):
         if group:
-            _start(group, folder, runs, blocked, imports)
+            _start(group, folder, runs, blocked, needed)
     results = {}
     for name in paths:
         with np.load(folder / f"{name}.npz") as loaded:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfkd.arguments import check_count, check_positive
 from tfkd.export import blame, running
 from tfkd.export.files import replacing
+from tfkd.export.keras_file import write_keras
 from tfkd.export.onnx_file import require_onnx, to_onnx
 from tfkd.export.portable import in_float32, with_normalization
 from tfkd.export.saved_model import interface, write_saved_model
@@ -78,10 +79,10 @@ def export_student(
     - "onnx": the file `student.onnx`, for onnxruntime.
 
     All but the first are in float32 (or fewer bits) whatever precision the
-    student computes in, and hold its weights alone: no optimizer, no teacher.
+    student computes in. They hold its weights alone: no optimizer, no teacher.
     They take batches of any size. What they need to know who run them is in
     `preprocessing.json` beside them: class_names, input_shape, mean and std
-    (null where there is nothing to do), normalization_inside, white. Each is
+    (null if inside or unknown), normalization_inside, white. Each is
     written under a temporary name in the same folder and moved to its own
     when all are complete, so that a killed run leaves no half of a file under
     these names.
@@ -136,6 +137,12 @@ def export_student(
             "Invalid value for argument `student`. Expected a built Keras "
             f"model. Received: student={student}"
         )
+    if isinstance(getattr(student, "student", None), keras.Model):
+        raise ValueError(
+            "Invalid value for argument `student`. Expected the student "
+            f"alone, the attribute `student` of '{student.name}'. "
+            f"Received: a {type(student).__name__}"
+        )
     known = interface(student)
     mean, std = _check_normalization(normalization, normalization_inside, known)
     class_names = _check_class_names(class_names, student)
@@ -157,6 +164,15 @@ def export_student(
             kind: with_normalization(model, mean, std)
             for kind, model in models.items()
         }
+    expected = None
+    if check is not None:
+        check = np.asarray(check)
+        if not check.shape or not len(check):
+            raise ValueError(
+                "Invalid value for argument `check`. Expected at least one "
+                f"input [batch, ...]. Received: shape {check.shape}"
+            )
+        expected = outputs_of(models["keras"], check)
     with contextlib.ExitStack() as stack:
         sidecar = stack.enter_context(replacing(pathlib.Path(path) / SIDECAR))
         written = {
@@ -173,15 +189,13 @@ def export_student(
         }
         sidecar.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         if "keras" in written:
-            models["keras"].save(written["keras"])
+            write_keras(models["keras"], written["keras"])
         if "portable" in models:
             _write_portable(
                 models["portable"], written, calibration, class_names
             )
         return {
-            name: _measured(
-                models["keras"], written[name], targets[name], check
-            )
+            name: _measured(written[name], targets[name], check, expected)
             for name in formats
         }
 
@@ -261,11 +275,12 @@ def _check_class_names(names, student):
     """`names` as a list of strings, or None."""
     if names is None:
         return None
-    names = list(names)
+    given, names = names, list(names)
     outputs = getattr(student, "outputs", None) or ()
     classes = outputs[0].shape[-1] if len(outputs) == 1 else None
     if (
         not names
+        or isinstance(given, str)
         or not all(isinstance(name, str) and _is_line(name) for name in names)
         or classes not in (None, len(names))
     ):
@@ -273,7 +288,7 @@ def _check_class_names(names, student):
             "Invalid value for argument `class_names`. Expected a name of one "
             f"line, without blanks around it, for each of {classes or 'the'} "
             "classes. "
-            f"Received: class_names={names!r}"
+            f"Received: class_names={given!r}"
         )
     return names
 
@@ -326,12 +341,17 @@ def _input_shape(known):
     return known.inputs[0].shape.as_list()[1:]
 
 
-def _measured(student, path, target, check):
-    """The `Artefact` that is at `path` now and will be at `target`."""
+def _measured(path, target, check, expected):
+    """The `Artefact` that is at `path` now and will be at `target`.
+
+    Args:
+        path, target: `pathlib.Path`.
+        check: Inputs `[batch, ...]`, or None.
+        expected: What the student returns for them, as `outputs_of` does.
+    """
     size = size_of(path)
     if check is None:
         return Artefact(target, size, None, None)
-    expected = outputs_of(student, check)
     actual = running.predict(path, check)
     same = expected.argmax(axis=-1) == actual.argmax(axis=-1)
     return Artefact(
