@@ -172,9 +172,12 @@ def _reproduce(options, change):
     changes = _changes(options)
     for name, plan in plans.items():
         done = report.Outcome(TABLES[name], plan, runs)
+        if not any(done.given(*place) for place in done.values):
+            common.say(f"\n{name}: all runs failed; nothing is written")
+            continue
         common.say(f"\n{done.text(options.scale, changes)}")
         done.write(output, options.scale, changes)
-    common.say(f"\nwrote {output / 'RESULTS.md'}")
+        common.say(f"wrote {output / 'RESULTS.md'}")
     return 1 if failed else 0
 
 
