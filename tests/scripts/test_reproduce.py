@@ -1,6 +1,7 @@
 """Tests of scripts/reproduce.py and of the recipes of Jacobian matching."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -8,10 +9,11 @@ import re
 import sys
 import threading
 import time
-import warnings
 
 import fake_tasks
+import keras
 import killed
+import numpy as np
 import pytest
 import tensorflow as tf
 from prepared import mocked, photograph, prepare
@@ -402,17 +404,6 @@ def drawn(path, outcome):
 # === Runs of a step ===
 
 
-@pytest.fixture
-def eager():
-    """Runs without graphs, whose tracing takes longer than a step."""
-    with warnings.catch_warnings():
-        # It does not apply to tf.data, and need not.
-        warnings.filterwarnings("ignore", "Even though the `tf.config")
-        tf.config.run_functions_eagerly(True)
-        yield
-        tf.config.run_functions_eagerly(False)
-
-
 def run_of(table, row, column, scale):
     for cell in TABLES[table].cells(scale):
         if (cell.row, cell.column) == (row, column):
@@ -420,13 +411,17 @@ def run_of(table, row, column, scale):
     raise AssertionError(f"{table} has no cell {row}, {column}.")
 
 
-def with_image_size(config, size):
-    """A run on photographs of this size, and what it needs."""
-    small = {
-        key: with_image_size(value, size) if isinstance(value, dict) else value
+def of_scenes(config, *, folder, size):
+    """A run on the scenes in a folder, shrunk; what it needs, too."""
+    changed = {
+        key: of_scenes(value, folder=folder, size=size)
+        if isinstance(value, dict)
+        else value
         for key, value in config.items()
     }
-    return {**small, "image_size": size} if "data" in config else small
+    if config.get("data") == "folder:mit-scenes":
+        changed["data"] = f"folder:{folder}"
+    return {**changed, "image_size": size} if "data" in config else changed
 
 
 def results(kept, config, **changes):
@@ -437,52 +432,37 @@ def results(kept, config, **changes):
     return kept.read(config)["results"]
 
 
-@pytest.fixture(scope="module")
-def kept_for_all(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.mark.usefixtures("eager")
-def test_a_small_run_under_noise_takes_a_step(kept_for_all):
-    config = run_of("jacobian-2", "dropout 0.25", "0.4", "small")
+def test_a_small_run_of_transfer_takes_a_step(tmp_path):
     found = results(
-        kept_for_all,
-        config,
-        data="digits",
-        examples_per_class=2,
-        batch_size=4,
-        steps=1,
-        draws=1,
-    )
-    assert found["noise 0"] == pytest.approx(found["accuracy"])
-    for column in ("0", "0.1", "0.2", "0.3", "0.4"):
-        assert 0 <= found[f"noise {column}"] <= 100
-
-
-@pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize(
-    ("table", "row", "column"),
-    [
-        ("jacobian-3", "all three", "5"),
-        ("jacobian-4", "test accuracy", "level 4"),
-    ],
-)
-def test_a_small_run_of_transfer_takes_a_step(table, row, column, kept_for_all):
-    config = run_of(table, row, column, "small")
-    found = results(
-        kept_for_all,
-        config,
+        Runs(tmp_path),
+        run_of("jacobian-3", "all three", "5", "small"),
         data="digits",
         examples_per_class=2,
         batch_size=4,
         steps=1,
     )
     assert 0 <= found["accuracy"] <= 100
-    assert ("reduction" in found) == ("jacobian" in config["terms"])
-    assert found.get("reduction", 0) <= 100
+    assert found["reduction"] <= 100
 
 
-@pytest.mark.usefixtures("eager")
+def test_dropout_comes_after_each_pool():
+    """With all kept it is the same network, with other seeds in each."""
+    network = tfkd.models.build(
+        "vgg4", num_classes=3, input_shape=(32, 32, 1), width=0.125
+    )
+    x = tf.random.stateless_normal([2, 32, 32, 1], (0, 0))
+    changed = jacobian_tasks.with_dropout(network, 0.25, 7)
+    dropouts = []
+    for before, layer in itertools.pairwise(changed.layers):
+        assert isinstance(before, keras.layers.MaxPooling2D) == isinstance(
+            layer, keras.layers.Dropout
+        )
+        if isinstance(layer, keras.layers.Dropout):
+            dropouts.append((layer.rate, layer.seed))
+    assert dropouts == [(0.25, 7), (0.25, 8), (0.25, 9)]
+    np.testing.assert_array_equal(changed(x), network(x))
+
+
 @pytest.mark.parametrize(
     ("table", "row", "column"),
     [
@@ -507,11 +487,14 @@ def test_a_full_run_of_cifar_takes_a_step(
             draws=1,
         )
     assert 0 <= found["accuracy"] <= 100
+    if table == "jacobian-2":
+        assert found["noise 0"] == pytest.approx(found["accuracy"])
+        assert 0 <= found[f"noise {column}"] <= 100
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """An ImageNet of 3 classes and scenes of 2, 20 photographs each."""
+    """A folder of an ImageNet of 3 classes and of scenes of 2."""
     folder = tmp_path_factory.mktemp("photographs")
     images = [(photograph(n), n % 3) for n in range(30)]
     prepare(
@@ -529,7 +512,6 @@ def photographs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("table", "row", "column"),
     [
@@ -546,7 +528,7 @@ def test_a_full_run_of_transfer_takes_a_step(
     assert config["steps"] == 75 * math.ceil(images / 8)
     found = results(
         Runs(photographs / "runs"),
-        overridden(with_image_size(config, 64), of_scenes(photographs)),
+        of_scenes(config, folder=photographs / "scenes", size=64),
         examples_per_class=2,
         width=0.25,
         batch_size=4,
@@ -554,14 +536,6 @@ def test_a_full_run_of_transfer_takes_a_step(
     )
     assert 0 <= found["accuracy"] <= 100
     assert found["reduction"] <= 100
-
-
-def of_scenes(folder):
-    """Changes the scenes' folder."""
-    there = f"folder:{folder / 'scenes'}"
-    return lambda key, value: {"folder:mit-scenes": there}.get(
-        value if key == "data" else None, value
-    )
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
