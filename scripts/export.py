@@ -11,6 +11,7 @@ import pathlib
 import time
 
 import common
+import keras
 import numpy as np
 
 from tfkd import data
@@ -55,6 +56,11 @@ def _parser():
         type=common.keras_file,
         metavar="STUDENT.keras",
         help="a network such as distill.py and train.py write",
+    )
+    add(
+        "--head",
+        metavar="NAME",
+        help="the output to export, of several, by its layer's name",
     )
     add(
         "--formats",
@@ -268,9 +274,38 @@ def _prepare(parser, options):
         if file:
             with parser.checking(option):
                 network = common.load_teacher(file)
+                if role == "student":
+                    network = _up_to(network, options.head)
                 common.check_teacher(network, dataset, logits=False, role=role)
         networks.append(network)
     return dataset, *networks
+
+
+def _up_to(network, head):
+    """A network up to one of its outputs.
+
+    Args:
+        network: A Keras model.
+        head: The name of the layer that makes it, or None where there is one.
+
+    Returns:
+        A Keras model of one output, unless it has no names for its outputs;
+        with the same weights.
+
+    Raises:
+        ValueError: If there is no such output, or none is named of several.
+    """
+    names = getattr(network, "output_names", ())
+    if head is None and len(names) < 2:
+        return network
+    if head not in names:
+        given = f"not '{head}'" if head else "which --head chooses"
+        raise ValueError(
+            f"'{network.name}' has the outputs "
+            f"{', '.join(map(repr, names)) or 'of no names'}, {given}"
+        )
+    output = network.outputs[names.index(head)]
+    return keras.Model(network.inputs, output, name=network.name)
 
 
 def _test_images(dataset, count):

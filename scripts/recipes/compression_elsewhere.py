@@ -48,7 +48,7 @@ _IMAGENET = {
 }
 _IMAGENET_TEACHER = {
     **_IMAGENET,
-    "task": "taught.trained",
+    "task": "learning.trained",
     "network": "resnet34",
     "seed": 0,
 }
@@ -172,7 +172,7 @@ def _house(scale, column, method):
         setting = {**_SVHN, "network": small}
         teacher = {
             **_SVHN,
-            "task": "taught.trained",
+            "task": "learning.trained",
             "network": large,
             "seed": 0,
         }

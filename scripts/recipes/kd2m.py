@@ -68,7 +68,7 @@ def _setting(column):
     }
     teacher = {
         **setting,
-        "task": "taught.trained",
+        "task": "learning.trained",
         "network": "resnet34-cifar",
         "seed": 0,
     }
@@ -272,16 +272,13 @@ def _draw_planes(path, outcome):
     """Both networks' features, a panel a student, of the first seed."""
     planes = {}
     for row in outcome.rows:
-        distances = outcome.given(row, "distance")
-        for kept in outcome._kept.values():
-            results = kept["results"] if kept else {}
-            if distances and results.get("distance") == distances[0]:
-                planes[row] = FeatureAlignment(
-                    teacher=np.array(results["teacher features"]),
-                    student=np.array(results["student features"]),
-                    labels=None,
-                    distance=distances[0],
-                )
+        for first in outcome.results(row, "distance")[:1]:
+            planes[row] = FeatureAlignment(
+                teacher=np.array(first["teacher features"]),
+                student=np.array(first["student features"]),
+                labels=None,
+                distance=first["distance"],
+            )
     plot_feature_alignment(planes, path)
 
 

@@ -4,16 +4,22 @@ Of a run's configuration they read these settings:
 
 - "data": name of a dataset of `tfkd.data`; "classes": labels that are kept,
   or None; "examples_per_class": a number, or None for all; "batch_size";
-  "augment".
+  "augment", "image_size", "validation_from", "ten_crop": as of
+  `tfkd.data.load`, where they are there.
 - "optimizer": "adam" or "sgd" (momentum 0.9); "learning_rate"; "drops":
-  after which shares of the steps the rate falls to a tenth; "steps".
+  after which shares of the steps the rate falls to a tenth; "decay": of "sgd",
+  coupled as in `protocols`, where it is there; "steps".
 - "seed": of the weights, the examples and their order.
 """
 
 import functools
+import json
 
 import common
 import keras
+import numpy as np
+import protocols
+import strategies
 
 import tfkd
 from tfkd import caching, data, models
@@ -29,18 +35,19 @@ _STEPS_PER_CALL = 50
 
 def load(config):
     """The `tfkd.data.Dataset` of a run, with indices as records."""
-    settings = {
-        name: config[name]
-        for name in ("classes", "examples_per_class", "augment", "image_size")
-        if config.get(name)
-    }
     return data.load(
         config["data"],
         batch_size=config["batch_size"],
         index=True,
         seed=config["seed"],
-        **settings,
+        **_given(config, "classes", "examples_per_class", "augment"),
+        **_given(config, "image_size", "validation_from"),
     )
+
+
+def _given(config, *names):
+    """Those of some settings that a run has."""
+    return {name: config[name] for name in names if config.get(name)}
 
 
 def build(config, dataset):
@@ -62,7 +69,7 @@ def build(config, dataset):
 
 
 def optimizer(config):
-    """The optimizer of a run, with its schedule."""
+    """The optimizer of a run, with its schedule and its weight decay."""
     rate, drops = config["learning_rate"], config["drops"]
     if drops:
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(
@@ -72,11 +79,22 @@ def optimizer(config):
         )
     if config["optimizer"] == "adam":
         return keras.optimizers.Adam(rate)
-    return keras.optimizers.SGD(rate, momentum=0.9)
+    return protocols.CoupledSGD(
+        rate, decay=config.get("decay", 0.0), momentum=0.9
+    )
 
 
-def fit(trainer, dataset, config, *, teacher=None, runs=None, callbacks=()):
-    """Trains for the steps of a run, whatever an epoch is.
+def fit(
+    trainer,
+    dataset,
+    config,
+    *,
+    teacher=None,
+    runs=None,
+    points=1,
+    callbacks=(),
+):
+    """Trains for the steps of a run, whatever an epoch of the data is.
 
     Args:
         trainer: A `tfkd.Distiller` or `tfkd.Transferer`, not compiled.
@@ -86,16 +104,14 @@ def fit(trainer, dataset, config, *, teacher=None, runs=None, callbacks=()):
         runs: The `runs.Runs` beside which the teacher's side of the matches
             is computed in advance; None: the teacher runs in each step, as
             it must where images are augmented or a match draws at random.
+        points: How many epochs the callbacks see, each of as many steps.
         callbacks: List of further callbacks.
-
-    Returns:
-        The `keras.callbacks.History`, of one epoch.
     """
+    steps = max(1, config["steps"] // points)
     trainer.compile(
         optimizer(config),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        steps_per_execution=_divisor(config["steps"]),
+        steps_per_execution=_divisor(steps),
         jit_compile=False,
     )
     train = dataset.train
@@ -107,10 +123,10 @@ def fit(trainer, dataset, config, *, teacher=None, runs=None, callbacks=()):
             cache_dir=runs.folder / "teachers",
             verbose=0,
         )
-    return trainer.fit(
+    trainer.fit(
         train.repeat(),
-        epochs=1,
-        steps_per_epoch=config["steps"],
+        epochs=points,
+        steps_per_epoch=steps,
         shuffle=False,  # tf.data shuffles.
         verbose=0,
         callbacks=[StopOnDivergence(), *callbacks],
@@ -118,23 +134,36 @@ def fit(trainer, dataset, config, *, teacher=None, runs=None, callbacks=()):
 
 
 def scores(network, config):
-    """A trained network on validation and test images.
+    """A trained network on the test images.
 
     Args:
         network: A Keras model that returns logits.
         config: The run's configuration.
 
     Returns:
-        Dict with "accuracy" and "validation", in percent.
+        Dict with "accuracy", "top-1 error" and "top-5 error", and where some
+        images are held out for it "validation", an accuracy; in percent.
+
+    Raises:
+        DivergedError: If a logit is not finite.
     """
     dataset = measured(config)
-    return {
-        name: 100 * common.evaluate(network, part).accuracy
-        for name, part in (
-            ("accuracy", dataset.test),
-            ("validation", dataset.validation),
-        )
+    views = network
+    if config.get("ten_crop"):
+        views = tfkd.models.average_views(network)
+    logits = strategies.predict(views, dataset.test)
+    labels = np.concatenate([y.numpy() for _, y in dataset.test])
+    accuracy = 100 * common.score(logits, labels, network.name).accuracy
+    in_five = keras.ops.in_top_k(labels, logits, k=min(5, logits.shape[1]))
+    results = {
+        "accuracy": accuracy,
+        "top-1 error": 100 - accuracy,
+        "top-5 error": 100 * (1 - float(np.mean(in_five))),
     }
+    if not config.get("validation_from"):
+        held_out = common.evaluate(network, dataset.validation)
+        results["validation"] = 100 * held_out.accuracy
+    return results
 
 
 def measured(config):
@@ -143,21 +172,17 @@ def measured(config):
     Args:
         config: The run's configuration.
     """
-    return _measured(
-        config["data"],
-        tuple(config.get("classes") or ()),
-        config.get("image_size"),
+    settings = _given(
+        config, "classes", "image_size", "validation_from", "ten_crop"
     )
+    photographs = "image_size" in settings
+    batch_size = config["batch_size"] if photographs else _EVALUATION_BATCH
+    return _measured(config["data"], batch_size, json.dumps(settings))
 
 
 @functools.lru_cache(1)
-def _measured(name, classes, image_size):
-    return data.load(
-        name,
-        batch_size=_EVALUATION_BATCH,
-        classes=list(classes) or None,
-        image_size=image_size,
-    )
+def _measured(name, batch_size, settings):
+    return data.load(name, batch_size=batch_size, **json.loads(settings))
 
 
 def trained(config, runs):

@@ -97,7 +97,7 @@ def _networks(scale, pair):
         setting["learning_rate"] = 0.01
     teacher = {
         **_FULL,
-        "task": "taught.trained",
+        "task": "learning.trained",
         "network": large,
         "seed": 0,
     }

@@ -117,10 +117,12 @@ class Outcome:
         self.rows = list(dict.fromkeys(cell.row for cell, _ in plan))
         self.columns = list(dict.fromkeys(cell.column for cell, _ in plan))
         self.values = {}
-        self._kept = {}
+        self._kept, self._keys = {}, {}
         for cell, configs in plan:
             self.seeds = [config["seed"] for config in configs]
-            self.values[cell.row, cell.column] = [
+            place = cell.row, cell.column
+            self._keys[place] = [runs.key(config) for config in configs]
+            self.values[place] = [
                 self._read(runs, config, cell.result) for config in configs
             ]
 
@@ -129,6 +131,18 @@ class Outcome:
             self._kept[runs.key(need)] = runs.read(need)
         kept = self._kept[runs.key(config)] = runs.read(config)
         return None if kept is None else kept["results"][result]
+
+    def results(self, row, column):
+        """All that the runs of a cell found.
+
+        Returns:
+            A list of dicts, of the runs that are there.
+        """
+        return [
+            self._kept[key]["results"]
+            for key in self._keys[row, column]
+            if self._kept[key] is not None
+        ]
 
     def given(self, row, column):
         """The numbers of a cell that are there."""

@@ -67,7 +67,7 @@ def _compressed(column, method):
         setting = {**_CIFAR, "data": data, "network": _NETWORKS[small]}
         teacher = {
             **setting,
-            "task": "taught.trained",
+            "task": "learning.trained",
             "network": _NETWORKS[large],
             "seed": 0,
         }

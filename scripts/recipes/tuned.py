@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import tfkd
-from recipes import taught
+from recipes import learning
 from tfkd import analysis
 
 # What keras.applications' ResNets take: blue, green, red, minus these.
@@ -31,10 +31,10 @@ def tuned(config, runs):
         runs: The `runs.Runs`.
 
     Returns:
-        As `taught.scores`, and the traces of the transport plans: "trace
+        As `learning.scores`, and the traces of the transport plans: "trace
         LAYER" of each layer in the end, "trace at 1" and so on.
     """
-    dataset = taught.load(config)
+    dataset = learning.load(config)
     start = runs.network(config["start"])
     keras.utils.set_random_seed(config["seed"])
     student = tfkd.models.with_head(start, num_classes=dataset.num_classes)
@@ -49,7 +49,7 @@ def tuned(config, runs):
         reference="start" if compared else None,
         matches=method,
     )
-    held_out = taught.measured(config).validation
+    held_out = learning.measured(config).validation
     # In whole batches.
     size = next(iter(held_out))[1].shape[0]
     held_out = held_out.take(math.ceil(config["images"] / size))
@@ -63,14 +63,14 @@ def tuned(config, runs):
                 )
             ),
         ]
-    taught.learn(
+    learning.fit(
         trainer,
         dataset,
         config,
         points=config["points"] or 1,
         callbacks=callbacks,
     )
-    results = taught.scores(student, config)
+    results = learning.scores(student, config)
     for number, trace in enumerate(traces, start=1):
         results[f"trace at {number}"] = trace
     if config["layers"]:

@@ -14,6 +14,7 @@ import evaluate
 import keras
 import numpy as np
 import pytest
+import refusals
 import tensorflow as tf
 
 from tfkd import data
@@ -268,11 +269,12 @@ def test_measures_the_head_that_is_named(files, splits, tmp_path, capsys):
         assert "Expected one of 'source', 'target', the outputs" in line
 
 
-def test_refuses_what_does_not_fit(exports, tmp_path, capsys):
+def misfits():
+    """Models that do not fit digits, with what is wrong of each."""
     x = keras.Input([32, 32, 1])
     flat = keras.layers.Flatten()(x)
     small = keras.Input([28, 28, 1])
-    models = {
+    return {
         "classes": keras.Model(x, keras.layers.Dense(7)(flat)),
         "softmax": keras.Model(
             x, keras.layers.Dense(10, activation="softmax")(flat)
@@ -281,7 +283,10 @@ def test_refuses_what_does_not_fit(exports, tmp_path, capsys):
             small, keras.layers.Dense(10)(keras.layers.Flatten()(small))
         ),
     }
-    for name, model in models.items():
+
+
+def test_refuses_what_does_not_fit(exports, tmp_path, capsys):
+    for name, model in misfits().items():
         export_student(model, tmp_path / name, formats=["tflite"])
     for name, message in {
         "classes": "returns (7,) for an image, but 'digits' has 10 classes",
@@ -410,15 +415,8 @@ def test_an_interrupted_run_writes_nothing(
 
 
 def refusal(arguments, capsys):
-    """The one line on stderr of a script that ends with code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        evaluate.main([str(argument) for argument in arguments])
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+    """The one line with which the script refuses its arguments."""
+    return refusals.refused(evaluate.main, arguments, capsys)
 
 
 @pytest.mark.parametrize(
@@ -445,19 +443,7 @@ def test_refuses_bad_options(options, message, files, capsys, tmp_path):
 
 
 def test_refuses_bad_files(files, capsys, tmp_path):
-    x = keras.Input([32, 32, 1])
-    flat = keras.layers.Flatten()(x)
-    small = keras.Input([28, 28, 1])
-    models = {
-        "classes": keras.Model(x, keras.layers.Dense(7)(flat)),
-        "softmax": keras.Model(
-            x, keras.layers.Dense(10, activation="softmax")(flat)
-        ),
-        "shape": keras.Model(
-            small, keras.layers.Dense(10)(keras.layers.Flatten()(small))
-        ),
-    }
-    for name, model in models.items():
+    for name, model in misfits().items():
         model.save(tmp_path / f"{name}.keras")
     (tmp_path / "text.keras").write_text("no network")
     (tmp_path / "notes.txt").write_text("no network")

@@ -11,6 +11,7 @@ import export
 import keras
 import numpy as np
 import pytest
+import refusals
 
 import tfkd
 from tfkd.export import FORMATS, predict
@@ -213,11 +214,7 @@ def test_fails_where_an_artefact_disagrees(
 
 def refused(argv, capsys):
     """The one line with which the script refuses its arguments."""
-    with pytest.raises(SystemExit) as stopped:
-        export.main([*map(str, argv), "--smoke"])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return refusals.refused(export.main, [*argv, "--smoke"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +259,11 @@ def test_a_layer_that_a_format_lacks_is_named(tmp_path, capsys):
     )
     student.save(tmp_path / "student.keras")
     output = tmp_path / "out"
-    line = refused(
-        [
-            tmp_path / "student.keras",
-            *("--formats", "tflite", "--output", output),
-        ],
-        capsys,
-    )
+    argv = [tmp_path / "student.keras", "--formats", "tflite", "--smoke"]
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(argument) for argument in [*argv, "--output", output]])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert "'reader'" in line
     assert not output.exists()
 
@@ -287,3 +282,25 @@ def test_an_earlier_run_is_replaced_on_request_alone(files, run, capsys):
     )
     assert "--overwrite" in line
     assert (run[0] / "report.json").read_bytes() == before
+
+
+def test_exports_one_head_of_two(files, tmp_path, capsys):
+    student = keras.saving.load_model(files[0])
+    inputs = keras.Input(SIZE)
+    logits = student(inputs)
+    other = keras.layers.Dense(3, name="other")(logits)
+    keras.Model(inputs, [logits, other], name="two").save(
+        tmp_path / "two.keras"
+    )
+    argv = [tmp_path / "two.keras", "--formats", "tflite"]
+    line = refused(argv, capsys)
+    assert "'two' has the outputs 'means', 'other', which --head choo" in line
+    line = refused([*argv, "--head", "third"], capsys)
+    assert "has the outputs 'means', 'other', not 'third'" in line
+    output = tmp_path / "out"
+    argv += ["--head", "means", "--smoke", "--output", output]
+    assert export.main([str(argument) for argument in argv]) == 0
+    x = np.random.default_rng(0).normal(size=(3, *SIZE)).astype(np.float32)
+    np.testing.assert_allclose(
+        predict(output / "student.tflite", x), student(x), atol=1e-4
+    )

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import predict
 import pytest
+import refusals
 from PIL import Image
 
 from tfkd import data
@@ -370,15 +371,8 @@ def test_many_images_are_read_in_parts(network, tmp_path, capsys):
 
 
 def refusal(command, capsys):
-    """The one line on stderr of a script that ends with code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        predict.main([str(argument) for argument in command])
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
+    """The one line with which the script refuses its arguments."""
+    return refusals.refused(predict.main, command, capsys)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from recipes import (
     compression_elsewhere,
     compression_variants,
     kd2m,
+    learning,
     model_compression,
     representation_compression,
     representation_transfer,
@@ -242,3 +243,31 @@ def test_the_pretrained_network_has_the_layers_and_its_own_units(tmp_path):
         [-103.939, -116.779, 255.0 - 123.68],
         rtol=1e-5,
     )
+
+
+def test_scores_are_shares_of_the_test_images():
+    """A network that always ranks the classes 0, 1, ... 9."""
+    network = keras.Sequential(
+        [
+            keras.Input((32, 32, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, kernel_initializer="zeros"),
+        ]
+    )
+    network.layers[-1].bias.assign(np.arange(10, 0, -1))
+    config = {"data": "digits", "batch_size": 8}
+    test = tfkd.data.load("digits", batch_size=500).test
+    labels = np.concatenate([y.numpy() for _, y in test])
+    scores = learning.scores(network, config)
+    expected = {
+        "accuracy": 100 * np.mean(labels == 0),
+        "top-1 error": 100 * np.mean(labels != 0),
+        "top-5 error": 100 * np.mean(labels >= 5),
+    }
+    for name, value in expected.items():
+        assert scores[name] == pytest.approx(value), name
+    assert scores["validation"] == pytest.approx(10, abs=1)
+    on_test = {**config, "validation_from": "test"}
+    assert learning.scores(network, on_test) == {
+        name: scores[name] for name in expected
+    }

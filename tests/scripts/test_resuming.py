@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from refusals import refused
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "scripts"))
 
@@ -64,18 +65,6 @@ def killing(monkeypatch):
                 main(argv)
 
     return run
-
-
-def refused(main, argv, capsys):
-    """The one line with which a script refuses its arguments."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def assert_same_network(one, other):

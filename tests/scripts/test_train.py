@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import refusals
 from prepared import photograph
 
 from tfkd import data
@@ -21,13 +22,7 @@ TINY = ["--smoke", "--network", "vgg4", "--examples-per-class", "4"]
 
 def refused(argv, capsys):
     """The one line with which the script refuses its arguments."""
-    with pytest.raises(SystemExit) as stopped:
-        train.main([*TINY, *argv])
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
+    return refusals.refused(train.main, [*TINY, *argv], capsys)
 
 
 @pytest.fixture

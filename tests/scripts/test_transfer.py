@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import refusals
 
 import tfkd
 from tfkd import data
@@ -83,15 +84,7 @@ def read_history(folder):
 
 def refused(argv, capsys):
     """The one line with which the script refuses its arguments."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        transfer.main([*TINY, *argv])
-    assert stopped.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "error: " in captured.err
-    return captured.err
+    return refusals.refused(transfer.main, [*TINY, *argv], capsys)
 
 
 # === A run ===
