@@ -1,6 +1,6 @@
 """Lohit & Jones 2020: ImageNet (table 4) and SVHN (table 5)."""
 
-from recipes import small_forms
+from recipes import figures, small_forms
 from recipes.model_compression import (
     PAIRS,
     PAPER,
@@ -120,6 +120,7 @@ ERRORS = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 # === Table 5: SVHN ===
@@ -232,6 +233,7 @@ HOUSES = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 TABLES = [ERRORS, HOUSES]

@@ -1,5 +1,6 @@
 """Lohit & Jones 2020: stages (table 3) and weights (table 7)."""
 
+from recipes import figures
 from recipes.model_compression import (
     FULL_TEXT,
     PAIRS,
@@ -65,6 +66,7 @@ BY_STAGE = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 # === Table 7: weights ===
@@ -118,6 +120,7 @@ BY_WEIGHT = Table(
         )
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 TABLES = [BY_STAGE, BY_WEIGHT]

@@ -6,7 +6,7 @@ order and command: `reproduce.py --list`.
 
 import numpy as np
 
-from recipes import small_forms
+from recipes import figures, small_forms
 from recipes.small_forms import by_method
 from recipes.table import Cell, Claim, Table, over, published
 from tfkd.analysis import FeatureAlignment, plot_feature_alignment
@@ -158,6 +158,7 @@ METRICS = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 

@@ -5,7 +5,7 @@ compression_elsewhere.py. What each shows, its networks, data, cost, expected
 order and command: `reproduce.py --list`.
 """
 
-from recipes import small_forms
+from recipes import figures, small_forms
 from recipes.small_forms import by_method
 from recipes.table import Cell, Claim, Table, over, published
 
@@ -229,6 +229,7 @@ METHODS = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 _WITH_KD_PAIRS = (PAIRS[0], PAIRS[2], *PAIRS[4:])
@@ -296,6 +297,7 @@ WITH_KD = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 TABLES = [METHODS, WITH_KD]

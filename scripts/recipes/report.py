@@ -161,6 +161,9 @@ class Outcome:
         if (row, column) not in self.values:
             return ""
         values = self.given(row, column)
+        if len(set(self._keys[row, column])) == 1:
+            # One run, whatever the seed: a teacher.
+            values = values[:1]
         text = "failed"
         if values:
             text = mean_and_deviation(values, self.table.digits)

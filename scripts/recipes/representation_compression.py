@@ -1,6 +1,6 @@
 """Li, Grandvalet, Flamary, Courty & Dou 2020: compression, table 2."""
 
-from recipes import small_forms
+from recipes import figures, small_forms
 from recipes.small_forms import by_method
 from recipes.table import Cell, Claim, Table, over, published
 
@@ -130,6 +130,7 @@ COMPRESSION = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 TABLES = [COMPRESSION]

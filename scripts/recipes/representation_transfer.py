@@ -5,7 +5,7 @@ representation_compression.py. What each shows, its networks, data, cost,
 expected order and command: `reproduce.py --list`.
 """
 
-from recipes import learning, small_forms
+from recipes import figures, learning, small_forms
 from recipes.table import Cell, Claim, Table, over, published
 
 _PAPER = "Li et al. 2020"
@@ -184,6 +184,7 @@ TUNING = Table(
         ),
     ],
     digits=2,
+    draw=figures.dots,
 )
 
 

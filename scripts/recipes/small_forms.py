@@ -17,7 +17,7 @@ FASHION = {
     "width": WIDTH,
     "examples_per_class": 100,
     "batch_size": 64,
-    "steps": 200,
+    "steps": 800,
 }
 FASHION_TEACHER = {
     **_ADAM,
@@ -48,7 +48,7 @@ DIGITS_TEACHER = {
 FASHION_TEXT = (
     "Fashion-MNIST, 100 images of each class; a VGG-13 teacher of all images "
     "and a VGG-8 student, an eighth of the channels; Adam 1e-2, a tenth of it "
-    "after 80 % of 200 steps, batch 64"
+    "after 80 % of 800 steps, batch 64"
 )
 DIGITS_TEXT = (
     "digits, 10 images of each class; a VGG-13 teacher of all and a VGG-8 "

@@ -32,7 +32,7 @@ from recipes import (
     workers,
 )
 from recipes.runs import Runs
-from recipes.table import overridden, required, with_seed
+from recipes.table import Cell, overridden, required, with_seed
 
 import tfkd
 
@@ -40,14 +40,6 @@ fake_tasks.offered()
 TABLES = {
     table.name: table
     for table in (*jacobian_matching.TABLES, *jacobian_transfer.TABLES)
-}
-# Rows and columns of the small forms.
-SHAPES = {
-    "jacobian-1": (7, 4),
-    "jacobian-2": (6, 5),
-    "jacobian-3": (6, 4),
-    "jacobian-4": (2, 4),
-    "jacobian-5": (1, 5),
 }
 
 
@@ -128,6 +120,26 @@ def test_what_is_no_number_is_not_kept(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         kept.compute(config)
     assert not list(kept.folder.glob("*.json"))
+
+
+def test_a_run_that_is_that_of_every_seed_has_no_deviation(tmp_path):
+    """A teacher; a student of seeds 0 and 1 has 70 and 71."""
+    kept = Runs(tmp_path / "runs")
+    fixed, *seeded = (
+        fake_tasks.config(name, tmp_path / "log", seed=seed, value=70)
+        for name, seed in (("teacher", 0), ("student", 0), ("student", 1))
+    )
+    for config in (fixed, *seeded):
+        kept.compute(config)
+    plan = [
+        (Cell("teacher", "here", fixed), [fixed, fixed]),
+        (Cell("student", "here", seeded[0]), seeded),
+    ]
+    outcome = report.Outcome(TABLES["jacobian-5"], plan, kept)
+    assert body(f"{outcome.body()}\n") == [
+        ["teacher", "70.0"],
+        ["student", "70.5 ± 0.7"],
+    ]
 
 
 # === Workers ===
@@ -278,110 +290,10 @@ def test_bad_input_ends_with_a_line(argv, message, capsys):
     assert error.count("\n") == 1
 
 
-TINY = ["--dataset", f"{learning.FASHION}=digits", "--steps", "2"]
-TINY += ["--seeds", "1"]
-# The cells of jacobian-1 that are computed; of others numbers are made up.
-REAL = [("CE", "1"), ("CE + both", "1")]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Folders of runs and output; the tables as the command writes them."""
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def compute(kept, configs, *, jobs, report):
-        for config in workers.missing(kept, configs).values():
-            if config["data"] == "digits" and real(config):
-                kept.compute(config)
-            else:
-                make_up(kept, config)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "compute", compute)
-        argv = ["--runs", str(folder / "runs"), "--output", str(folder / "out")]
-        for name in TABLES:
-            assert reproduce.main([name, *TINY, *argv]) == 0
-    return folder
-
-
-def real(config):
-    if config["task"] == "learning.trained":
-        return config["network"] == "vgg9" and "classes" not in config
-    chosen = {
-        (cell.row, cell.column): cell.config
-        for cell in TABLES["jacobian-1"].cells("small")
-    }
-    return any(
-        config == with_seed(overridden(chosen[place], shortened), 0)
-        for place in REAL
-    )
-
-
-def shortened(key, value):
-    return {"steps": 2, "data": "digits"}.get(key, value)
-
-
-def make_up(kept, config):
-    """A run that was never computed, each result 50."""
-    names = ["accuracy", "validation", "reduction"]
-    names += [f"noise {column}" for column in ("0", "0.1", "0.2", "0.3", "0.4")]
-    content = {"results": dict.fromkeys(names, 50.0), "seconds": 60.0}
-    path = kept.folder / f"{kept.key(config)}.json"
-    path.write_text(json.dumps({"config": config, **content}))
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_writes_the_table_its_claims_and_its_picture(name, tiny):
-    text = (tiny / "out" / "RESULTS.md").read_text()
-    (section,) = re.findall(
-        rf"^## {name}: .*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL
-    )
-    rows = body(section)
-    assert (len(rows), len(rows[0]) - 1) == SHAPES[name]
-    for row in rows:
-        for cell in row[1:]:
-            assert re.fullmatch(r"\d+\.\d( \([\d.]+\))?", cell)
-    claims = body(section, 1)
-    labels = {cell[:2] for cell in TABLES[name].cells("small")}
-    pairs = [pair for one in TABLES[name].claims for pair in one.pairs]
-    assert len(claims) == sum(labels.issuperset(pair) for pair in pairs)
-    assert {row[-1] for row in claims} == {"undecided"}
-    command = f"reproduce.py {name} --scale small --seeds 1 --jobs 2 --steps 2 "
-    assert command in section
-    assert f"(figures/{name}.png)" in section
-    picture = (tiny / "out" / "figures" / f"{name}.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-
-
-def test_numbers_are_those_of_the_runs(tiny):
-    text = (tiny / "out" / "RESULTS.md").read_text()
-    kept = Runs(tiny / "runs")
-    rows = {row[0]: row for row in body(text)}
-    for cell in TABLES["jacobian-1"].cells("small"):
-        config = with_seed(overridden(cell.config, shortened), 0)
-        accuracy = kept.read(config)["results"]["accuracy"]
-        assert (accuracy == 50) == ((cell.row, cell.column) not in REAL)
-        shown = rows[cell.row][["1", "5", "10", "50"].index(cell.column) + 1]
-        place = cell.row, cell.column
-        theirs = TABLES["jacobian-1"].published.get(place)
-        theirs = "" if theirs is None else f" ({theirs:g})"
-        assert shown == f"{accuracy:.1f}{theirs}"
-
-
-def test_again_computes_nothing_and_keeps_other_sections(tiny, capsys):
-    path = tiny / "out" / "RESULTS.md"
-    before, kept = path.read_text(), contents(tiny / "runs")
-    argv = ["--runs", str(tiny / "runs"), "--output", str(tiny / "out")]
-    assert reproduce.main(["jacobian-3", *TINY, *argv]) == 0
-    assert capsys.readouterr().out.startswith("0 runs to compute")
-    assert path.read_text() == before
-    assert contents(tiny / "runs") == kept
-
-
-def test_results_wait_for_another_process(tiny, tmp_path):
+def test_results_wait_for_another_process(tmp_path):
     """What another writes meanwhile is kept."""
     table = TABLES["jacobian-5"]
-    outcome = report.Outcome(table, [], Runs(tiny / "runs"))
+    outcome = report.Outcome(table, [], Runs(tmp_path / "runs"))
     outcome.seeds = [0]
     outcome.table = dataclasses.replace(table, draw=drawn)
     writer = threading.Thread(target=outcome.write, args=(tmp_path, "small"))
@@ -430,19 +342,6 @@ def results(kept, config, **changes):
     for one in (*required(config), config):
         kept.compute(one)
     return kept.read(config)["results"]
-
-
-def test_a_small_run_of_transfer_takes_a_step(tmp_path):
-    found = results(
-        Runs(tmp_path),
-        run_of("jacobian-3", "all three", "5", "small"),
-        data="digits",
-        examples_per_class=2,
-        batch_size=4,
-        steps=1,
-    )
-    assert 0 <= found["accuracy"] <= 100
-    assert found["reduction"] <= 100
 
 
 def test_dropout_comes_after_each_pool():
