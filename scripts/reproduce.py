@@ -25,19 +25,22 @@ from recipes import (
 from recipes.runs import Runs
 from recipes.table import overridden, with_seed
 
+_MODULES = (
+    jacobian_matching,
+    jacobian_transfer,
+    kd2m,
+    representation_transfer,
+    representation_compression,
+    model_compression,
+    compression_variants,
+    compression_elsewhere,
+)
 TABLES = {
     table.name: table
-    for module in (
-        jacobian_matching,
-        jacobian_transfer,
-        kd2m,
-        representation_transfer,
-        representation_compression,
-        model_compression,
-        compression_variants,
-        compression_elsewhere,
+    for table in sorted(
+        (table for module in _MODULES for table in module.TABLES),
+        key=lambda table: table.name,
     )
-    for table in module.TABLES
 }
 _RESULTS = pathlib.Path(__file__).with_name("recipes")
 

@@ -4,7 +4,9 @@ from recipes import figures, small_forms
 from recipes.model_compression import (
     PAIRS,
     PAPER,
+    SETTINGS_TEXT,
     SMALL_TEXT,
+    SOLVER_TEXT,
     STUDENT,
     TEACHER,
     VGG,
@@ -82,17 +84,13 @@ ERRORS = Table(
     full="ImageNet, ResNet-34 → ResNet-18. The paper takes PyTorch's trained "
     "ResNet-34 and does not say how it trains: SGD with momentum 0.9, weight "
     "decay 1e-4, 90 epochs, batch 256, rate 0.1 and a tenth of it after 30 "
-    f"and 60, for the teacher too. {WEIGHT_TEXT}. Without its row of online "
-    "distillation",
+    f"and 60, for the teacher too. {SOLVER_TEXT}. {WEIGHT_TEXT}. Without "
+    "its row of online distillation",
     small=f"{SMALL_TEXT}. No photographs: the runs of compression-1, and "
     "two more, by their errors; without the teacher's row",
-    order="CRD+KD has the least error, then IPOT+KD; the student alone the "
-    "most",
-    cost={
-        "small": "about 7 minutes of a core, 1 after compression-1: 6 "
-        "trainings more",
-        "full": "10 trainings of 450,450 steps a seed; not run here",
-    },
+    order="of the students, CRD+KD has the least error, then CRD and "
+    "IPOT+KD; the student alone the most",
+    minutes=0,
     published=published(
         {row: figures for row, (_, figures) in _ERRORS.items()}, _TOPS
     ),
@@ -194,17 +192,16 @@ HOUSES = Table(
     name="compression-5",
     paper=PAPER,
     place="table 5",
-    title="Compression on numbers",
+    title="Compression on images of digits",
     unit="test accuracy, %",
     full="SVHN, all images; SGD with momentum 0.9 and weight decay 5e-4 on "
     "all that is trained, 150 epochs, batch 200, rate 1e-3 and a tenth of it "
-    f"after 80, 110 and 135; crops, no mirror images. {WEIGHT_TEXT}",
-    small=f"scikit-learn's {small_forms.DIGITS_TEXT}; fewer rows",
-    order="IPOT+KD beside CRD+KD and RKD+KD first; IPOT before REMD",
-    cost={
-        "small": "about 5 minutes of a core: 30 trainings of 5 to 12 s",
-        "full": "30 trainings of 55,050 steps a seed; not run here",
-    },
+    "after 80, 110 and 135; crops, and no mirror images, which would be "
+    f"other digits. {SOLVER_TEXT}. {WEIGHT_TEXT}",
+    small=f"{small_forms.DIGITS_TEXT}; {SETTINGS_TEXT}; fewer rows",
+    order="with KD, transport, CRD and RKD are alike and first, beside CRD "
+    "alone; IPOT before REMD",
+    minutes=0,
     published=published(
         {row: figures for row, (_, figures) in _HOUSES.items()}, _HOUSE_PAIRS
     ),

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import textwrap
 import time
 
 import common
@@ -40,33 +41,61 @@ def listing(tables):
 def _description(table):
     lines = [
         f"{table.name}: {table.title} ({table.paper}, {table.place})",
-        f"  full:     {table.full}. {table.cost['full']}",
-        f"  small:    {table.small}. {table.cost['small']}",
-        f"  expected: {table.order}",
-        "  paper:",
+        _paragraph("expected", f"{table.order}."),
     ]
-    rows = dict.fromkeys(row for row, _ in table.published)
-    columns = dict.fromkeys(column for _, column in table.published)
-    if rows:
-        figures_ = [
-            [row, *(_figure(table.published.get((row, c))) for c in columns)]
-            for row in rows
+    for scale, text in (("full", table.full), ("small", table.small)):
+        lines += [
+            _paragraph(f"{scale} form", f"{text}. {_cost(table, scale)}."),
+            f"  command:    {_command(table, scale, table.seeds)}",
         ]
+    if table.published:
+        rows = dict.fromkeys(row for row, _ in table.published)
+        columns = dict.fromkeys(column for _, column in table.published)
+        figures_ = [[r, *(table.figure(r, c) for c in columns)] for r in rows]
         drawn = common.markdown_table([table.unit, *columns], figures_)
+        lines.append("  paper:")
         lines += [f"    {line}" for line in drawn.splitlines()]
-    lines.append(f"  command:  {_command(table, 'small', table.seeds)}")
     return "\n".join(lines)
 
 
-def _figure(number):
-    return "" if number is None else f"{number:g}"
+def _paragraph(title, text):
+    return textwrap.fill(
+        text[0].upper() + text[1:],
+        width=78,
+        initial_indent=f"  {title + ':':<12}",
+        subsequent_indent=" " * 14,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _cost(table, scale):
+    """How many trainings a form has, of how long, in words."""
+    runs = table.trainings(scale, table.seeds)
+    if scale == "small":
+        return (
+            f"{len(runs)} trainings, {table.minutes} minutes of one thread "
+            "here; half with --jobs 2"
+        )
+    # A network of keras.applications has no steps.
+    steps = sorted({run["steps"] for run in runs if "steps" in run})
+    data = dict.fromkeys(run["data"] for run in runs if "data" in run)
+    between = f"{steps[0]:,} to {steps[-1]:,}"
+    return (
+        f"Not run here: {len(runs)} trainings of "
+        f"{between if len(steps) > 1 else between.split()[0]} steps, on "
+        f"{', '.join(data)}"
+    )
 
 
 def _command(table, scale, seeds, changes=""):
-    command = f"python scripts/reproduce.py {table.name} --scale {scale} "
+    words = [f"python scripts/reproduce.py {table.name} --scale {scale}"]
+    words.append(f"--seeds {seeds} --jobs 2")
+    if changes:
+        words.append(changes)
     if scale == "full" or changes:
-        changes += " --output FOLDER"
-    return f"{command}--seeds {seeds} --jobs 2 {changes}".rstrip()
+        words.append("--output FOLDER")
+    return " ".join(words)
 
 
 def describe(config):
@@ -167,8 +196,8 @@ class Outcome:
         text = "failed"
         if values:
             text = mean_and_deviation(values, self.table.digits)
-        published = self.table.published.get((row, column))
-        return text if published is None else f"{text} ({published:g})"
+        theirs = self.table.figure(row, column)
+        return f"{text} ({theirs})" if theirs else text
 
     def verdicts(self):
         """List of `(claim's text, higher, lower, Verdict)`."""
@@ -281,7 +310,8 @@ class Outcome:
             sections = _sections(path)
             sections[name] = self.text(scale, changes)
             with replacing(path) as new:
-                text = "\n".join([_HEAD, *sections.values()])
+                ordered = [sections[one] for one in sorted(sections)]
+                text = "\n".join([_HEAD, *ordered])
                 new.write_text(text, encoding="utf-8")
 
 

@@ -51,9 +51,9 @@ FASHION_TEXT = (
     "after 80 % of 800 steps, batch 64"
 )
 DIGITS_TEXT = (
-    "digits, 10 images of each class; a VGG-13 teacher of all and a VGG-8 "
-    "student, an eighth of the channels; Adam 1e-2, a tenth of it after 80 % "
-    "of 100 steps, batch 50"
+    "scikit-learn's digits, 10 images of each class; a VGG-13 teacher of all "
+    "and a VGG-8 student, an eighth of the channels; Adam 1e-2, a tenth of it "
+    "after 80 % of 100 steps, batch 50"
 )
 
 

@@ -1,6 +1,7 @@
 """What a table of a paper consists of."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ class Table:
         full: The paper's networks, data and protocol.
         small: What the small form has instead.
         order: The order that the paper lets expect.
-        cost: Dict, "small" and "full" -> how long it takes, in words.
+        minutes: What the small form took here, all of its runs on a thread
+            each.
         published: Dict `(row, column)` -> the paper's number.
         cells: Function of a scale, "small" or "full", that returns the
             list of its cells, row by row.
@@ -71,7 +73,7 @@ class Table:
     full: str
     small: str
     order: str
-    cost: dict
+    minutes: int
     published: dict
     cells: Callable
     claims: list
@@ -79,6 +81,37 @@ class Table:
     digits: int = 1
     remarks: str = ""
     draw: Callable | None = None
+
+    def figure(self, row, column):
+        """The paper's number as text, "" if it has none.
+
+        All have as many digits as the longest of them.
+        """
+        if (row, column) not in self.published:
+            return ""
+        digits = max(
+            len(str(number).partition(".")[2].rstrip("0"))
+            for number in self.published.values()
+        )
+        return f"{self.published[row, column]:.{digits}f}"
+
+    def trainings(self, scale, seeds):
+        """The runs of a scale, each once.
+
+        Args:
+            scale: "small" or "full".
+            seeds: Number of seeds.
+
+        Returns:
+            List of configurations.
+        """
+        runs = {}
+        for cell in self.cells(scale):
+            for seed in range(seeds):
+                config = with_seed(cell.config, seed)
+                for run in (*required(config), config):
+                    runs[json.dumps(run, sort_keys=True)] = run
+        return list(runs.values())
 
 
 def with_seed(config, seed):
