@@ -179,32 +179,56 @@ def test_tables_share_their_runs(tmp_path):
     }
 
 
-def test_a_full_run_of_kd2m_takes_a_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "row", "column", "data", "changes"),
+    [
+        (
+            *("kd2m-1", "W2 (G)", "SVHN", "svhn_cropped"),
+            {"network": "resnet18-cifar"},
+        ),
+        (
+            *("representation-2", "optimal transport", "CIFAR-10 W → S"),
+            *("cifar10", {"network": "resnet20"}),
+        ),
+        ("compression-2", "IPOT+CRD+KD", "vgg13 → vgg8", "cifar100", {}),
+        (
+            *("compression-5", "RKD+KD", "wrn-40-2 → wrn-16-2"),
+            *("svhn_cropped", {"network": "wrn-16-2"}),
+        ),
+    ],
+)
+def test_a_full_run_takes_a_step(
+    name, row, column, data, changes, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with mocked("svhn_cropped", tmp_path, 40):
+    config = _config(name, row, column)
+    assert config["data"] == data
+    with mocked(data, tmp_path, 200 if data == "cifar100" else 40):
         results = _computed(
             tmp_path,
-            _config("kd2m-1", "W2 (G)", "SVHN"),
-            network="resnet18-cifar",
-            steps=1,
-            batch_size=4,
-            width=0.125,
-        )
-    assert 0 <= results["accuracy"] <= 100
-
-
-def test_a_full_run_of_compression_takes_a_step(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with mocked("cifar100", tmp_path, 200):
-        results = _computed(
-            tmp_path,
-            _config("compression-2", "IPOT+CRD+KD", "vgg13 → vgg8"),
-            steps=1,
-            batch_size=4,
-            width=0.125,
+            config,
+            **{"steps": 1, "batch_size": 4, "width": 0.125, **changes},
         )
     assert results["top-1 error"] == pytest.approx(100 - results["accuracy"])
-    assert results["top-5 error"] <= results["top-1 error"]
+    assert 0 <= results["top-5 error"] <= results["top-1 error"] <= 100
+
+
+def test_a_full_run_of_photographs_takes_a_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    images = [(photograph(n), n % 3) for n in range(30)]
+    parts = {"train": images, "validation": images[:4]}
+    prepare("imagenet2012", tmp_path, parts, version="5.1.0")
+    results = _computed(
+        tmp_path,
+        _config("compression-4", "IPOT+KD", "top-1 error"),
+        steps=1,
+        batch_size=4,
+        width=0.125,
+        image_size=64,
+    )
+    # Of three classes, the right one is among five.
+    assert results["top-5 error"] == 0
+    assert 0 <= results["top-1 error"] <= 100
 
 
 def test_a_full_run_of_fine_tuning_takes_a_step(tmp_path, monkeypatch):

@@ -420,6 +420,7 @@ def photographs(tmp_path_factory):
     ("table", "row", "column"),
     [
         ("jacobian-3", "all three", "5"),
+        ("jacobian-4", "test accuracy", "level 4"),
         ("jacobian-5", "test accuracy", "none"),
     ],
 )
