@@ -187,6 +187,8 @@ DISTILLATION = Table(
 # === Table 2: robustness to noise ===
 
 _STDDEVS = ("0", "0.1", "0.2", "0.3", "0.4")
+# Noise that is strong for images of ten kinds of clothes.
+_STRONGER = ("0.6", "0.8", "1")
 _PLAIN = "no penalty"
 # Row -> the penalty, and the paper's figures.
 _ROBUSTNESS = {
@@ -202,17 +204,20 @@ _ROBUSTNESS = {
 def _robustness_cells(scale):
     if scale == "full":
         setting = {**_few(scale, "all"), "network": "vgg9", "draws": 10}
+        columns = _STDDEVS
     else:
         setting = {**_few(scale, "500"), "network": "vgg4", "draws": 3}
+        columns = (*_STDDEVS, *_STRONGER)
     task = {
         "task": "jacobian_tasks.hardened",
         **setting,
         "batch_statistics": _STATISTICS,
+        "stddevs": [float(column) for column in columns],
     }
     return [
         Cell(row, column, {**task, "penalty": penalty}, f"noise {column}")
         for row, (penalty, _) in _ROBUSTNESS.items()
-        for column in _STDDEVS
+        for column in columns
     ]
 
 
@@ -229,8 +234,8 @@ ROBUSTNESS = Table(
     "statistics held constant",
     small="Fashion-MNIST, VGG-4 of an eighth of the channels, 500 images of "
     "each class, Adam 5e-3, a tenth of it after 80 % of 800 steps of 64 "
-    "images; each test image with 3 noises a level; the batch's statistics "
-    "held constant",
+    "images; each test image with 3 noises a level, three of them stronger "
+    "than the paper's; the batch's statistics held constant",
     order="the stronger the Jacobian's penalty, the better under strong "
     "noise; 1 and 10 cost accuracy without; weight decay and dropout help "
     "without noise, and harm under it",
@@ -246,8 +251,8 @@ ROBUSTNESS = Table(
         ),
         Claim(
             "The stronger, the more robust",
-            over(_STDDEVS[3:], "Jacobian 1", "Jacobian 0.1")
-            + over(_STDDEVS[3:], "Jacobian 10", "Jacobian 1"),
+            over((*_STDDEVS[3:], *_STRONGER), "Jacobian 1", "Jacobian 0.1")
+            + over((*_STDDEVS[3:], *_STRONGER), "Jacobian 10", "Jacobian 1"),
         ),
         Claim(
             "That costs accuracy without noise",

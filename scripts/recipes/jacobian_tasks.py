@@ -6,8 +6,6 @@ import tfkd
 from recipes import learning
 from tfkd.analysis import noise_robustness
 
-_STDDEVS = (0.0, 0.1, 0.2, 0.3, 0.4)
-
 
 def distilled(config, runs):
     """A task: a student that learns labels and what a teacher says.
@@ -49,12 +47,12 @@ def hardened(config, runs):
     Args:
         config: The run's configuration; "penalty" holds the weights of
             "jacobian" (with "batch_statistics") and "l2" and the rate of
-            "dropout", as far as there are some; "draws": noises for each
-            image and level.
+            "dropout", as far as there are some; "stddevs": of the noise;
+            "draws": noises for each image and level.
         runs: The `runs.Runs`.
 
     Returns:
-        As `learning.scores`, and the accuracies "noise 0" to "noise 0.4", in
+        As `learning.scores`, and the accuracies "noise 0" and so on, in
         percent.
     """
     dataset = learning.load(config)
@@ -77,7 +75,7 @@ def hardened(config, runs):
     noisy = noise_robustness(
         network,
         learning.measured(config).test,
-        stddevs=_STDDEVS,
+        stddevs=config["stddevs"],
         draws=config["draws"],
     )
     return {

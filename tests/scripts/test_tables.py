@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config")
 # Rows and columns of the small forms.
 SHAPES = {
     "jacobian-1": (7, 4),
-    "jacobian-2": (6, 5),
+    "jacobian-2": (6, 8),
     "jacobian-3": (6, 5),
     "jacobian-4": (2, 4),
     "jacobian-5": (1, 5),
