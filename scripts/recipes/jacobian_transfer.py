@@ -207,7 +207,6 @@ TRANSFER = Table(
             over(_ANY_PER_CLASS, _ORACLE, "all three"),
         ),
     ],
-    seeds=5,
 )
 
 
