@@ -207,6 +207,11 @@ TRANSFER = Table(
             over(_ANY_PER_CLASS, _ORACLE, "all three"),
         ),
     ],
+    remarks="The oracle bounds what there is to transfer, and from 5 images on "
+    "it is little: classes of one dataset need not much of each other. A "
+    "farther source is of no use (all ten classes of Fashion-MNIST before "
+    "scikit-learn's digits, 5 images of each: 78.6 % pre-trained, 86.1 % not; "
+    "seed 0).",
 )
 
 
@@ -277,6 +282,11 @@ DEPTH = Table(
             ],
         ),
     ],
+    remarks="With one image of each class, too, the third level is better than "
+    "the first (63.6 and 58.6 %, five seeds). As in the paper, accuracy "
+    "follows what is learned of the Jacobians; but there it is the shallow "
+    "ones, and of the deepest 1 % of the term's value. These networks are "
+    "small enough to learn deep ones better.",
     seeds=5,
 )
 

@@ -41,7 +41,8 @@ _FULL_TEXT = (
 _SMALL_TEXT = (
     f"{small_forms.DIGITS_TEXT[0].upper()}{small_forms.DIGITS_TEXT[1:]}"
 )
-# Of 64 features instead of 512, and over few steps.
+# Of 1e-4, 0.01, 0.1 and 1 the best on validation images of Fashion-MNIST, over
+# all six distances.
 _SMALL_WEIGHT = 1e-2
 # Looks along a run of figure 2, and images in figure 3.
 _POINTS, _ALIGNED = 5, 200
@@ -118,7 +119,7 @@ METRICS = Table(
     unit="test accuracy, %",
     full=f"SVHN, CIFAR-10 and CIFAR-100; {_FULL_TEXT}. Weight 1e-4",
     small=f"{small_forms.FASHION_TEXT}. {_SMALL_TEXT}. Weight "
-    f"{_SMALL_WEIGHT:g}, for there are 64 features instead of 512",
+    f"{_SMALL_WEIGHT:g}",
     order="all six alike, between the student alone and the teacher; those "
     "that know labels slightly better",
     minutes=0,
@@ -154,6 +155,12 @@ METRICS = Table(
         ),
     ],
     digits=2,
+    remarks="One weight for all, the best on validation images over the six "
+    "(Fashion-MNIST, seed 0; means 83.5, 84.9, 84.7 and 72.1 % with weights "
+    "1e-4, 0.01, 0.1 and 1, where labels alone have 83.4). Those that know "
+    "labels take more: with weight 1 CW2 (E) and (G) reach 86.4 % of the test "
+    "images, while the others fall to 34 (JW2) and 72 to 76: what has no "
+    "labels, or trusts early predictions, may match one class with another.",
     draw=figures.dots,
 )
 
