@@ -28,6 +28,9 @@ _FLOAT16_SCALE = 2.0**10
 # Operations that pass a tensor on without changing what its values mean.
 _TRANSPARENT_OPS = frozenset({"Identity", "IdentityN", "Cast", "Reshape"})
 
+# Operations that make one value of many.
+_REDUCTIONS = frozenset({"Mean", "Sum", "Prod", "Max", "Min", "EuclideanNorm"})
+
 
 class Trace:
     """One forward pass of `model` over `inputs`.
@@ -44,7 +47,8 @@ class Trace:
         differentiable: Whether `input_gradient` will be called. The inputs
             must be floating then.
         freeze_statistics: Whether `input_gradient` takes the means and
-            variances over the batch for constants. Gradients with respect
+            variances over the batch for constants: those of Keras'
+            BatchNormalization and of `tf.nn.moments`. Gradients with respect
             to weights go through them all the same.
 
     Attributes:
@@ -233,6 +237,8 @@ class Outline(NamedTuple):
             for one outside all layers.
         training_ops: Likewise, of the training pass.
         mixes_modes: Whether the training pass computes something else.
+        mixing: Paths of the layers, joined by commas, through which examples
+            mix in the training pass although statistics are frozen.
     """
 
     name: str
@@ -241,6 +247,7 @@ class Outline(NamedTuple):
     ops: dict
     training_ops: dict
     mixes_modes: bool
+    mixing: str
 
 
 def outline(model, layers=()):
@@ -257,12 +264,13 @@ def outline(model, layers=()):
         ValueError: As `Trace`; also if `model` is not built.
     """
     inputs = input_specs(model)
-    signals = {}
+    signals, ends = {}, {}
 
     def forward(inputs, training):
         trace = Trace(model, inputs, layers=layers, training=training)
-        for name in (None, *layers):
-            signals[name] = keras.tree.map_structure(_signal, trace[name])
+        kept = {name: trace[name] for name in (None, *layers)}
+        signals.update(keras.tree.map_structure(_signal, kept))
+        ends[training] = keras.tree.flatten(kept)
 
     traced = tf.function(forward, autograph=False)
     with layer_scopes(model) as paths:
@@ -278,6 +286,7 @@ def outline(model, layers=()):
         ops=_places(inference, paths, model.name),
         training_ops=_places(training, paths, model.name),
         mixes_modes=_nodes(training) != _nodes(inference),
+        mixing=_mixing(ends[True], paths, model),
     )
 
 
@@ -370,11 +379,11 @@ def own_kernels(layer):
 
 
 class _Stand:
-    """Who stands in for functions of `tf.nn`, over all threads."""
+    """Who stands in for functions of TensorFlow and Keras, over all threads."""
 
     lock = threading.Lock()
     depth = 0
-    originals: ClassVar = {}  # name in tf.nn -> function
+    originals: ClassVar = {}  # (owner, name) -> function
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
@@ -400,9 +409,9 @@ def twice_differentiable(frozen=None):
     """
     with _Stand.lock:
         if _Stand.depth == 0:
-            for name, stand_in in _STAND_INS.items():
-                _Stand.originals[name] = getattr(tf.nn, name)
-                setattr(tf.nn, name, stand_in)
+            for (owner, name), stand_in in _STAND_INS.items():
+                _Stand.originals[owner, name] = getattr(owner, name)
+                setattr(owner, name, stand_in)
         _Stand.depth += 1
     outer = getattr(_Stand.frozen, "tape", None)
     _Stand.frozen.tape = frozen
@@ -413,8 +422,30 @@ def twice_differentiable(frozen=None):
         with _Stand.lock:
             _Stand.depth -= 1
             if _Stand.depth == 0:
-                for name, original in _Stand.originals.items():
-                    setattr(tf.nn, name, original)
+                for (owner, name), original in _Stand.originals.items():
+                    setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _constants():
+    """What comes about inside is constant for the tape that freezes."""
+    tape = getattr(_Stand.frozen, "tape", None)
+    if tape is None:
+        yield
+        return
+    _Stand.frozen.tape = None  # it cannot be stopped twice
+    try:
+        with tape.stop_recording():
+            yield
+    finally:
+        _Stand.frozen.tape = tape
+
+
+def _batch_moments(layer, inputs, mask):
+    """As BatchNormalization's; over replicas or a mask, past `tf.nn`, too."""
+    original = _Stand.originals[keras.layers.BatchNormalization, "_moments"]
+    with _constants():
+        return original(layer, inputs, mask)
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
@@ -422,11 +453,7 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
     x = tf.convert_to_tensor(x)
     axes = np.ravel(tf.get_static_value(tf.convert_to_tensor(axes))).tolist()
     axes = [axis % x.shape.rank for axis in axes]
-    tape = getattr(_Stand.frozen, "tape", None)
-    stop = contextlib.nullcontext()
-    if tape is not None and 0 in axes:
-        stop = tape.stop_recording()
-    with stop:
+    with _constants() if 0 in axes else contextlib.nullcontext():
         wide = at_least_float32(x)
         mean = tf.reduce_mean(wide, axes, keepdims=True)
         variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims)
@@ -439,7 +466,7 @@ def _linear_between_kinks(name):
     """As `tf.nn`'s function of this name, without second derivative."""
 
     def stand_in(*args, **kwargs):
-        original = _Stand.originals[name]
+        original = _Stand.originals[tf.nn, name]
         if not args:  # The input has another name in each of them.
             return original(**kwargs)
         # tf.vectorized_map forgets that a gradient is the user's own.
@@ -469,9 +496,10 @@ def _linear_between_kinks(name):
 
 
 _STAND_INS = {
-    "moments": _moments,
+    (tf.nn, "moments"): _moments,
+    (keras.layers.BatchNormalization, "_moments"): _batch_moments,
     **{
-        name: _linear_between_kinks(name)
+        (tf.nn, name): _linear_between_kinks(name)
         for name in ("relu", "relu6", "leaky_relu", "max_pool")
     },
 }
@@ -585,6 +613,52 @@ def _places(graph_def, paths, model):
 
     visit(graph_def.node, model)
     return {op: ", ".join(names) for op, names in places.items()}
+
+
+def _mixing(tensors, paths, model):
+    """As `Outline.mixing`, of tensors made inside `layer_scopes`.
+
+    Found are reductions over the batch that a gradient goes through, unless
+    they are hidden in a loop or a function.
+    """
+    frozen = {
+        path
+        for path, layer in layer_paths(model)
+        if type(layer).call is keras.layers.BatchNormalization.call
+    }
+    waiting, seen, places = list(tensors), set(), []
+    while waiting:
+        tensor = waiting.pop()
+        op = tensor.op
+        if op.name in seen or op.type == "StopGradient":
+            continue
+        seen.add(op.name)
+        waiting += [t for t in op.inputs if t.dtype.is_floating]
+        scopes = re.findall(r"tfkd_layer\d+", op.name)
+        place = paths[scopes[-1]] if scopes else model.name
+        if (
+            _reduces_the_batch(op)
+            and place not in [*frozen, *places]
+            and not re.search(r"(^|/)moments(_\d+)?/", op.name)
+        ):
+            places.append(place)
+    return ", ".join(reversed(places))
+
+
+def _reduces_the_batch(op):
+    """Whether an operation takes a sum, mean or extreme over the examples."""
+    if op.type.startswith("FusedBatchNorm"):
+        return op.get_attr("is_training")
+    if op.type not in _REDUCTIONS or not op.inputs[0].shape.rank:
+        return False
+    axes = tf.get_static_value(op.inputs[1])
+    shape = op.inputs[0].shape
+    # Of all sizes the batch's is unknown, in an outline.
+    return (
+        axes is not None
+        and shape[0] is None
+        and any(axis % shape.rank == 0 for axis in np.ravel(axes))
+    )
 
 
 def _called(node):

@@ -138,7 +138,7 @@ class StudentTrainer(keras.Model):
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
         if self._freezes:
-            _require_freezable(self.student)
+            _require_freezable(ours, wanted)
         self.supports_jit = self._approximate_op() is None and all(
             match.supports_jit for match in self.matches
         )
@@ -942,23 +942,35 @@ def _one_kind_of_statistics(matches):
         for match in matches
         if match.student_pass == "training"
     }
-    if len(kinds) > 1:
+    if kinds >= {True, False}:
         raise ValueError(
             'Matches with batch_statistics="batch" and "frozen" cannot share '
-            "one training pass. Give all of them the same."
+            'one training pass; without the argument, they have "frozen". '
+            "Give all of them the same."
         )
-    return kinds == {True}
+    return True in kinds
 
 
-def _require_freezable(student):
-    """Raises if batch statistics are not computed by tf.nn.moments."""
-    for layer in student._flatten_layers():
-        if getattr(layer, "synchronized", False):
-            raise ValueError(
-                f"Layer '{layer.name}' of '{student.name}' is synchronised "
-                'over replicas, so batch_statistics="frozen" cannot take its '
-                'statistics for constants. Use "moving", or "batch".'
-            )
+def _require_freezable(student, matches):
+    """Raises if examples would mix although their statistics are frozen.
+
+    Args:
+        student: The student's outline.
+        matches: Those that want an input gradient of a shared pass.
+    """
+    if student.mixing:
+        names = ", ".join(
+            f"'{match.name}'" for match in matches if match.freezes_statistics
+        )
+        raise ValueError(
+            f"'{student.name}' reduces over the batch in training (layer "
+            f"'{student.mixing}'), and not by tf.nn.moments or "
+            "keras.ops.moments, so that it cannot be taken for constant and "
+            "each example's Jacobian would hold others' effects. Compute the "
+            "statistics by one of these, or give the match "
+            f'({names}) batch_statistics="moving", or "batch"; without, it '
+            'has "frozen".'
+        )
 
 
 def _require_disjoint(student, teacher):
