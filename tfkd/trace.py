@@ -31,6 +31,9 @@ _TRANSPARENT_OPS = frozenset({"Identity", "IdentityN", "Cast", "Reshape"})
 # Operations that make one value of many.
 _REDUCTIONS = frozenset({"Mean", "Sum", "Prod", "Max", "Min", "EuclideanNorm"})
 
+# In the names of operations that are constants for the tape that freezes.
+_MARK = "tfkd_frozen"
+
 
 class Trace:
     """One forward pass of `model` over `inputs`.
@@ -237,8 +240,6 @@ class Outline(NamedTuple):
             for one outside all layers.
         training_ops: Likewise, of the training pass.
         mixes_modes: Whether the training pass computes something else.
-        mixing: Paths of the layers, joined by commas, through which examples
-            mix in the training pass although statistics are frozen.
     """
 
     name: str
@@ -247,7 +248,6 @@ class Outline(NamedTuple):
     ops: dict
     training_ops: dict
     mixes_modes: bool
-    mixing: str
 
 
 def outline(model, layers=()):
@@ -264,13 +264,12 @@ def outline(model, layers=()):
         ValueError: As `Trace`; also if `model` is not built.
     """
     inputs = input_specs(model)
-    signals, ends = {}, {}
+    signals = {}
 
     def forward(inputs, training):
         trace = Trace(model, inputs, layers=layers, training=training)
-        kept = {name: trace[name] for name in (None, *layers)}
-        signals.update(keras.tree.map_structure(_signal, kept))
-        ends[training] = keras.tree.flatten(kept)
+        for name in (None, *layers):
+            signals[name] = keras.tree.map_structure(_signal, trace[name])
 
     traced = tf.function(forward, autograph=False)
     with layer_scopes(model) as paths:
@@ -286,8 +285,47 @@ def outline(model, layers=()):
         ops=_places(inference, paths, model.name),
         training_ops=_places(training, paths, model.name),
         mixes_modes=_nodes(training) != _nodes(inference),
-        mixing=_mixing(ends[True], paths, model),
     )
+
+
+def mixing_layers(model):
+    """The layers through which examples mix although statistics are frozen.
+
+    Found are sums, means and extremes over the batch in the training pass
+    that gradients go through, unless they are hidden in a loop or in a
+    tf.function.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        List of the layers' paths; the model's name for what is outside all
+        layers.
+
+    Raises:
+        ValueError: As `outline`.
+    """
+    outputs = []
+
+    def forward(inputs):
+        with twice_differentiable(_Marks()):
+            outputs.extend(keras.tree.flatten(model(inputs, training=True)))
+
+    with layer_scopes(model) as paths:
+        traced = tf.function(forward, autograph=False)
+        traced.get_concrete_function(input_specs(model))
+    model._clear_losses()
+    waiting, seen, places = outputs, set(), []
+    while waiting:
+        op = waiting.pop().op
+        if op.name in seen or op.type == "StopGradient" or _MARK in op.name:
+            continue
+        seen.add(op.name)
+        waiting += [tensor for tensor in op.inputs if tensor.dtype.is_floating]
+        if _reduces_the_batch(op):
+            scopes = re.findall(r"tfkd_layer\d+", op.name)
+            places.append(paths[scopes[-1]] if scopes else model.name)
+    return list(dict.fromkeys(reversed(places)))
 
 
 def layer_names(model):
@@ -615,34 +653,12 @@ def _places(graph_def, paths, model):
     return {op: ", ".join(names) for op, names in places.items()}
 
 
-def _mixing(tensors, paths, model):
-    """As `Outline.mixing`, of tensors made inside `layer_scopes`.
+class _Marks:
+    """Stands in for a tape, to show what it would be stopped for."""
 
-    Found are reductions over the batch that a gradient goes through, unless
-    they are hidden in a loop or a function.
-    """
-    frozen = {
-        path
-        for path, layer in layer_paths(model)
-        if type(layer).call is keras.layers.BatchNormalization.call
-    }
-    waiting, seen, places = list(tensors), set(), []
-    while waiting:
-        tensor = waiting.pop()
-        op = tensor.op
-        if op.name in seen or op.type == "StopGradient":
-            continue
-        seen.add(op.name)
-        waiting += [t for t in op.inputs if t.dtype.is_floating]
-        scopes = re.findall(r"tfkd_layer\d+", op.name)
-        place = paths[scopes[-1]] if scopes else model.name
-        if (
-            _reduces_the_batch(op)
-            and place not in [*frozen, *places]
-            and not re.search(r"(^|/)moments(_\d+)?/", op.name)
-        ):
-            places.append(place)
-    return ", ".join(reversed(places))
+    def stop_recording(self):
+        """As of `tf.GradientTape`."""
+        return tf.name_scope(_MARK)
 
 
 def _reduces_the_batch(op):
@@ -653,7 +669,7 @@ def _reduces_the_batch(op):
         return False
     axes = tf.get_static_value(op.inputs[1])
     shape = op.inputs[0].shape
-    # Of all sizes the batch's is unknown, in an outline.
+    # That of the batch is unknown.
     return (
         axes is not None
         and shape[0] is None

@@ -22,7 +22,7 @@ from tfkd.strategies import (
     require_in_scope,
 )
 from tfkd.teachers import as_teachers, outlines, trace_of
-from tfkd.trace import Signal, Trace, outline
+from tfkd.trace import Signal, Trace, mixing_layers, outline
 
 # XLA's second derivative of max pooling compares the top 16 bits only.
 _APPROXIMATE_UNDER_XLA = ("MaxPool", "MaxPoolV2", "MaxPool3D")
@@ -138,7 +138,7 @@ class StudentTrainer(keras.Model):
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
         if self._freezes:
-            _require_freezable(ours, wanted)
+            _require_freezable(self.student, wanted)
         self.supports_jit = self._approximate_op() is None and all(
             match.supports_jit for match in self.matches
         )
@@ -955,21 +955,22 @@ def _require_freezable(student, matches):
     """Raises if examples would mix although their statistics are frozen.
 
     Args:
-        student: The student's outline.
+        student: The student.
         matches: Those that want an input gradient of a shared pass.
     """
-    if student.mixing:
+    layers = mixing_layers(student)
+    if layers:
+        places = ", ".join(f"'{layer}'" for layer in layers)
         names = ", ".join(
             f"'{match.name}'" for match in matches if match.freezes_statistics
         )
         raise ValueError(
-            f"'{student.name}' reduces over the batch in training (layer "
-            f"'{student.mixing}'), and not by tf.nn.moments or "
-            "keras.ops.moments, so that it cannot be taken for constant and "
-            "each example's Jacobian would hold others' effects. Compute the "
-            "statistics by one of these, or give the match "
-            f'({names}) batch_statistics="moving", or "batch"; without, it '
-            'has "frozen".'
+            f"'{student.name}' takes statistics over the batch in training "
+            f"(layer {places}), which cannot be taken for constants: the "
+            "Jacobian of an example would hold its effect on others. Compute "
+            "them by tf.nn.moments or keras.ops.moments, called by these "
+            f'names, or give {names} batch_statistics="moving" or "batch" '
+            'instead of "frozen", the default.'
         )
 
 
