@@ -35,9 +35,9 @@ class StudentTrainer(keras.Model):
     """Trains a student by its labels and by matches with a teacher.
 
     Each step runs the teacher once, in inference mode and outside the tape
-    over weights, and the student once in training mode. A match that wants
-    the student's own Jacobian adds one inference-mode pass of the student,
-    shared by all that want it.
+    over weights, and the student once in training mode. Matches of Jacobians
+    by moving statistics add one inference-mode pass of the student, which
+    they share.
 
     A student that neither labels nor a match train is left as it is: it runs
     in inference mode, and only what the matches have to train is trained.

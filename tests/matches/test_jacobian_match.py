@@ -168,6 +168,39 @@ def test_a_pass_of_its_own_only_where_modes_differ(make_network):
         assert match.student_pass == expected
 
 
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_evaluation_is_by_moving_statistics(make_network, images, run_eagerly):
+    """Whatever training does: that of the network that is used."""
+    student, teacher = make_network(seed=1), make_network(6, seed=2)
+    x, labels = images
+    kinds = ("frozen", "moving", "batch")
+    for kind in kinds:
+        match = tfkd.JacobianMatch(batch_statistics=kind, name="match")
+        penalty = tfkd.JacobianPenalty(batch_statistics=kind, name="penalty")
+        distiller = tfkd.Distiller(
+            student=student, teacher=teacher, matches=[match, penalty]
+        )
+        distiller.compile(
+            keras.optimizers.SGD(1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=run_eagerly,
+        )
+        history = distiller.fit(
+            x, labels, validation_data=(x, labels), batch_size=8, verbose=0
+        ).history
+        ours, theirs = (
+            _jacobian(model, x)[np.arange(8), labels]
+            for model in (student, teacher)
+        )
+        logs = distiller.evaluate(x, labels, verbose=0, return_dict=True)
+        for name, rows in (("match", ours - theirs), ("penalty", ours)):
+            expected = np.sum(rows**2) / 8
+            np.testing.assert_allclose(logs[name], expected, rtol=1e-4)
+            np.testing.assert_allclose(
+                history[f"val_{name}"], [expected], rtol=1e-4
+            )
+
+
 def test_several_inputs_make_one_long_row():
     """Rows (1, 2) for a and (3) for b: 1 + 4 + 9 against zeros."""
 

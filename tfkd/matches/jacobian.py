@@ -398,19 +398,29 @@ class JacobianMatch(OutputGradientMatch):
             outputs are differentiated, each at twice that price. The loss
             then receives `[batch, directions, outputs]`.
         batch_statistics: What BatchNormalization divides by while the
-            student is differentiated. "frozen": the statistics of the batch
-            in the training pass, which is there anyway, taken for constants.
-            A Jacobian is each example's own, but of a function that changes
-            with the batch, dropout included. "moving": the moving
-            statistics, in one inference-mode pass more, so that it is that
-            of the function that is used later (a student without layers that
-            act differently in training needs no such pass). They lag behind
-            while weights move fast, and the student is spoilt; let the
-            learning rate decay to 0. "batch": the gradient of the batch's
-            sum in the training pass, where each example also acts on the
-            others through the statistics. None: "frozen", which serves at
-            any learning rate; with a `fraction` below 1 "moving". In
-            evaluation all are "moving".
+            student is differentiated in training. In evaluation it is always
+            the moving statistics.
+
+            - "frozen": the statistics of the batch, taken for constants, in
+              the training pass, which is there anyway. A Jacobian is each
+              example's own, but of a function that changes with the batch,
+              dropout included.
+            - "moving": the moving statistics, in one more pass, in inference
+              mode. A Jacobian is that of the network that is used later. But
+              the statistics lag behind weights that move fast, which can
+              spoil the student: let the learning rate decay to 0. (A student
+              without layers that act differently in training needs no such
+              pass.)
+            - "batch": the gradient of the batch's sum in the training pass,
+              where each example also acts on the others through the
+              statistics.
+            - None: "moving" with a `fraction` below 1, else "frozen", which
+              bears large learning rates and costs less.
+
+            Layers of your own are frozen where they call `tf.nn.moments` or
+            `keras.ops.moments`; other statistics over the batch are refused,
+            unless a loop or a `call` that is a tf.function hides them, in
+            which examples mix.
         fraction: Part of the batch that is differentiated, its first
             examples, in (0, 1]. Below 1 it needs "moving", and takes a pass
             of its own over that part, of the teacher too.
@@ -419,8 +429,9 @@ class JacobianMatch(OutputGradientMatch):
         name: Name of the term and of its metric.
 
     Raises:
-        ValueError: On construction, if an argument is invalid. When bound,
-            if the outputs are not `[batch, classes]` with equal classes, the
+        ValueError: On construction, if an argument is invalid. By the
+            trainer, if examples would mix in a student that is to be frozen.
+            When bound, if the outputs are not `[batch, classes]` with equal classes, the
             input is not floating, or the student has an operation without
             exact second-order gradient (the teacher: first-order, and second
             with `directions="input"`). In a step, if a label is out of range
