@@ -434,8 +434,9 @@ class JacobianMatch(OutputGradientMatch):
             When bound, if the outputs are not `[batch, classes]` with equal
             classes, the input is not floating, or the student has an
             operation without exact second-order gradient (the teacher:
-            first-order, and second with `directions="input"`). In a step, if a label is out of range
-            (`tf.errors.InvalidArgumentError`; not under XLA).
+            first-order, and second with `directions="input"`). In a step, if
+            a label is out of range (`tf.errors.InvalidArgumentError`; not
+            under XLA).
 
     Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.
     """
