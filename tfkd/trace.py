@@ -665,6 +665,9 @@ def _reduces_the_batch(op):
     """Whether an operation takes a sum, mean or extreme over the examples."""
     if op.type.startswith("FusedBatchNorm"):
         return op.get_attr("is_training")
+    if op.type == "MatMul":
+        shape = op.inputs[0].shape
+        return shape[0 if op.get_attr("transpose_a") else 1] is None
     if op.type not in _REDUCTIONS or not op.inputs[0].shape.rank:
         return False
     axes = tf.get_static_value(op.inputs[1])

@@ -321,6 +321,14 @@ class Unmasked(keras.layers.Layer):
         return None
 
 
+def _second_moments(x, axes):
+    """Of pairs of channels, of which the mean is taken."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    size = tf.cast(tf.shape(rows)[0], x.dtype)
+    products = tf.matmul(rows, rows, transpose_a=True) / size
+    return tf.reduce_mean(products, axis=-1), 1.0
+
+
 def _normalized(*layers):
     return keras.Sequential(
         [
@@ -372,6 +380,7 @@ _MIXING = {
         x, axes, tf.ones_like(x)
     ),
     "fused": _fused,
+    "products": _second_moments,
     "moments by another name": tf.nn.moments,
 }
 
