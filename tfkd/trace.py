@@ -291,9 +291,9 @@ def outline(model, layers=()):
 def mixing_layers(model):
     """The layers through which examples mix although statistics are frozen.
 
-    Found are sums, means and extremes over the batch in the training pass
-    that gradients go through, unless they are hidden in a loop or in a
-    tf.function.
+    Found are sums, means, extremes and products of the kind x^T y over the
+    batch in the training pass that gradients go through, unless they are
+    hidden in a loop or in a tf.function.
 
     Args:
         model: A built Keras model.
@@ -662,12 +662,11 @@ class _Marks:
 
 
 def _reduces_the_batch(op):
-    """Whether an operation takes a sum, mean or extreme over the examples."""
+    """Whether an operation makes one of all examples."""
     if op.type.startswith("FusedBatchNorm"):
         return op.get_attr("is_training")
     if op.type == "MatMul":
-        shape = op.inputs[0].shape
-        return shape[0 if op.get_attr("transpose_a") else 1] is None
+        return op.get_attr("transpose_a") and op.inputs[0].shape[0] is None
     if op.type not in _REDUCTIONS or not op.inputs[0].shape.rank:
         return False
     axes = tf.get_static_value(op.inputs[1])
