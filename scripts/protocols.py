@@ -74,8 +74,9 @@ class CoupledSGD(keras.optimizers.SGD):
 def _adam(rate, steps, stage):
     """Adam, the rate falling to 0 along a cosine.
 
-    At rate 0 the moving statistics of BatchNormalization catch up with the
-    weights. While a Jacobian match moves them, they lag so far behind that
+    At rate 0 the moving statistics of BatchNormalization, by which the
+    student infers, catch up with the weights. While these move fast, they
+    lag behind; where a Jacobian match is by moving statistics, so far that
     inference can be much worse than training.
     """
     return keras.optimizers.Adam(

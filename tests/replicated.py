@@ -93,17 +93,17 @@ def transferred(strategy, names):
         )
 
 
-def through_statistics(strategy, synchronized=True):
-    """As `distilled`, of a Jacobian through the statistics of the batch."""
+def of_statistics(strategy, batch_statistics, synchronized=True):
+    """As `distilled`, of a Jacobian with the statistics of the batch."""
     x, y, _ = data()
     with strategy.scope():
         trainer = tfkd.Distiller(
             student=network(0, synchronized=synchronized),
             teacher=network(1),
-            matches=[tfkd.JacobianMatch(batch_statistics="batch")],
+            matches=[tfkd.JacobianMatch(batch_statistics=batch_statistics)],
             label_weight=0.0,
         )
-        return _fitted(trainer, (x, y), "through statistics")
+        return _fitted(trainer, (x, y), batch_statistics)
 
 
 def _fitted(trainer, arrays, name, **kwargs):
@@ -238,9 +238,10 @@ def _mirrored():
     assert two.num_replicas_in_sync == 2
     assert_equal(inferred(two), inferred(one))
     assert_equal(overflowing(two), overflowing(one))
-    expected = through_statistics(one, synchronized=False)
-    assert_equal(through_statistics(one), expected)
-    assert_equal(through_statistics(two), expected)
+    for kind in ("batch", "frozen"):
+        expected = of_statistics(one, kind, synchronized=False)
+        assert_equal(of_statistics(one, kind), expected)
+        assert_equal(of_statistics(two, kind), expected)
     for names in TRANSFER:
         assert_equal(transferred(two, names), transferred(one, names))
     names = all_of_a_distiller()

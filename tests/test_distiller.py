@@ -180,12 +180,21 @@ def test_one_sgd_step_equals_a_hand_written_one(make_network, images):
                 tfkd.JacobianMatch(of="all"),
                 tfkd.Match("mse"),
             ],
+            [1, 0],
+            [0, 1],
+        ),
+        (
+            [
+                tfkd.JacobianMatch(batch_statistics="moving"),
+                tfkd.JacobianMatch(of="all", batch_statistics="moving"),
+                tfkd.JacobianMatch(),
+            ],
             [1, 1],
             [0, 1],
         ),
         ([tfkd.JacobianMatch(batch_statistics="batch")], [1, 0], [0, 1]),
     ],
-    ids=["labels", "outputs", "jacobians", "batch-jacobian"],
+    ids=["labels", "outputs", "jacobians", "moving", "batch-jacobian"],
 )
 def test_passes_per_step(
     make_network, images, matches, student_runs, teacher_runs
@@ -216,7 +225,7 @@ def test_a_jacobian_needs_no_second_pass_where_modes_agree(
     student = keras.Model(inputs, network(Counts()(inputs)), name="student")
     distiller = _distiller(
         (student, make_network(seed=2)),
-        [tfkd.JacobianMatch()],
+        [tfkd.JacobianMatch(batch_statistics="moving")],
         run_eagerly=True,
     )
     runs.clear()
@@ -236,7 +245,9 @@ def test_the_whole_step_has_exact_second_order_gradients(
         [
             tfkd.Match(tfkd.losses.SoftTargets()),
             tfkd.JacobianMatch(batch_statistics="batch", name="batch"),
-            tfkd.JacobianMatch(of="all", name="moving"),
+            tfkd.JacobianMatch(
+                of="all", batch_statistics="moving", name="moving"
+            ),
         ],
         optimizer=keras.optimizers.SGD(1.0),
     )
@@ -580,7 +591,7 @@ def test_regularisers_count_once_beside_a_second_pass(make_network, images):
         3, activity_regularizer=keras.regularizers.L1(1.0), name="projector"
     )
     matches = [
-        tfkd.JacobianMatch(weight=0.0),
+        tfkd.JacobianMatch(weight=0.0, batch_statistics="moving"),
         tfkd.Match("mse", projector=projector, weight=0.0),
     ]
     distiller = _distiller((student, make_network(seed=2)), matches)
@@ -660,16 +671,18 @@ def test_equal_names_are_counted_up(pair):
     assert {"mean_squared_error", "mean_squared_error_2", "loss_2"} <= {*names}
 
 
+@pytest.mark.parametrize("statistics", ["frozen", "moving"])
 def test_dropout_masks_of_the_training_pass_are_the_students(
-    make_network, images
+    make_network, images, statistics
 ):
-    """Two passes would draw twice: the second call is in inference mode."""
+    """Two passes would draw twice: a second call is in inference mode."""
     inputs = keras.Input((8, 8, 2))
     x = keras.layers.Dropout(0.5, seed=3, name="drop")(inputs)
     x = keras.layers.Flatten()(x)
     student = keras.Model(inputs, keras.layers.Dense(3)(x), name="student")
     distiller = _distiller(
-        (student, make_network(seed=2)), [tfkd.JacobianMatch()]
+        (student, make_network(seed=2)),
+        [tfkd.JacobianMatch(batch_statistics=statistics)],
     )
     state = student.get_layer("drop").seed_generator.state
     before = state.numpy()
@@ -824,13 +837,19 @@ def test_a_frozen_student_is_named(pair, images):
         distiller.train_on_batch(*images)
 
 
-def test_summary_names_terms_places_weights_and_passes(pair):
+@pytest.mark.parametrize(
+    ("statistics", "own", "shared"),
+    [(None, "", ""), ("moving", "1 forward, ", "student 1 inference pass, ")],
+)
+def test_summary_names_terms_places_weights_and_passes(
+    pair, statistics, own, shared
+):
     lines = []
     distiller = _distiller(
         pair,
         [
             tfkd.Match(tfkd.losses.SoftTargets(temperature=3.0), weight=0.9),
-            tfkd.JacobianMatch(of="all"),
+            tfkd.JacobianMatch(of="all", batch_statistics=statistics),
         ],
         label_weight=0.1,
     )
@@ -842,9 +861,9 @@ def test_summary_names_terms_places_weights_and_passes(pair):
         r"label_loss +outputs +see compile +0\.1 +-",
         r"soft_targets +outputs +SoftTargets\(temperature=3\.0\) +0\.9 +-",
         r"jacobian_match +input gradient of all outputs .* "
-        r"student 1 forward, 3 backward; teacher 3 backward",
-        r"student 1 training pass, student 1 inference pass, "
-        r"teacher 1 inference pass",
+        rf"{statistics or 'frozen'} statistics +1 +"
+        rf"student {own}3 backward; teacher 3 backward",
+        rf"student 1 training pass, {shared}teacher 1 inference pass",
     ):
         assert re.search(pattern, text), f"{pattern}\n{text}"
 
@@ -998,7 +1017,7 @@ def test_a_student_that_is_unfrozen_gets_a_pass_of_its_own(
 ):
     student = make_network(seed=1, name="student")
     student.trainable = False
-    match = tfkd.JacobianMatch()
+    match = tfkd.JacobianMatch(batch_statistics="moving")
     distiller = _distiller((student, make_network(seed=2)), [match])
     assert match.student_pass == "training"
     student.trainable = True

@@ -337,6 +337,17 @@ def test_neurons_of_the_own_start_are_compared_at_one_stage_more(vgg):
         assert (match.where, match.weight) == ("stage1", 1.0)
 
 
+@pytest.mark.parametrize("name", ["jacobian", "lwf+jacobian"])
+def test_statistics_of_jacobians_can_be_chosen(vgg, name):
+    for options, expected in (
+        ({}, "frozen"),
+        ({"batch_statistics": "moving"}, "moving"),
+    ):
+        match = _build(name, vgg, **options).matches[-1]
+        assert match.name == "jacobian"
+        assert match.batch_statistics == expected
+
+
 def test_attention_beside_lwf_is_that_of_its_paper():
     """Equation 9 at all stages of equal maps, equation 10 at the first.
 
@@ -364,6 +375,7 @@ def test_attention_beside_lwf_is_that_of_its_paper():
     assert jacobian.pairs == [first]
     assert isinstance(jacobian, tfkd.AttentionJacobianMatch)
     assert jacobian.window == 5
+    assert jacobian.batch_statistics == "frozen"
     other = tfkd.methods.build(
         "lwf+attention",
         student=student,

@@ -296,9 +296,17 @@ def _activations(student, teacher, *, weight=1.0):
     weight="1",
     needs="labels",
 )
-def _jacobian(student, teacher, *, of="label", weight=1.0):
+def _jacobian(
+    student, teacher, *, of="label", batch_statistics=None, weight=1.0
+):
     """Jacobians of the outputs. Srinivas & Fleuret 2018, proposition 1."""
-    return [JacobianMatch(of=of, weight=weight, name="jacobian")]
+    match = JacobianMatch(
+        of=of,
+        batch_statistics=batch_statistics,
+        weight=weight,
+        name="jacobian",
+    )
+    return [match]
 
 
 @_method(
@@ -880,11 +888,23 @@ def _lwf_attention(student, teacher, *, at=None, weight=10.0):
     label_weight=10.0,
     beside="lwf",
 )
-def _lwf_jacobian(student, teacher, *, at=None, window=5, weight=10.0):
+def _lwf_jacobian(
+    student,
+    teacher,
+    *,
+    at=None,
+    window=5,
+    batch_statistics=None,
+    weight=10.0,
+):
     """Jacobians of the shallowest attention maps, equation 10."""
     at = _stages_of_equal_size(student, teacher)[:1] if at is None else at
     match = AttentionJacobianMatch(
-        at, window=window, weight=weight, name="jacobian"
+        at,
+        window=window,
+        batch_statistics=batch_statistics,
+        weight=weight,
+        name="jacobian",
     )
     return [match]
 

@@ -28,6 +28,12 @@ _FLOAT16_SCALE = 2.0**10
 # Operations that pass a tensor on without changing what its values mean.
 _TRANSPARENT_OPS = frozenset({"Identity", "IdentityN", "Cast", "Reshape"})
 
+# Operations that make one value of many.
+_REDUCTIONS = frozenset({"Mean", "Sum", "Prod", "Max", "Min", "EuclideanNorm"})
+
+# In the names of operations that are constants for the tape that freezes.
+_MARK = "tfkd_frozen"
+
 
 class Trace:
     """One forward pass of `model` over `inputs`.
@@ -44,7 +50,8 @@ class Trace:
         differentiable: Whether `input_gradient` will be called. The inputs
             must be floating then.
         freeze_statistics: Whether `input_gradient` takes the means and
-            variances over the batch for constants. Gradients with respect
+            variances over the batch for constants: those of Keras'
+            BatchNormalization and of `tf.nn.moments`. Gradients with respect
             to weights go through them all the same.
 
     Attributes:
@@ -281,6 +288,46 @@ def outline(model, layers=()):
     )
 
 
+def mixing_layers(model):
+    """The layers through which examples mix although statistics are frozen.
+
+    Found are sums, means, extremes and products of the kind x^T y over the
+    batch in the training pass that gradients go through, unless they are
+    hidden in a loop or in a tf.function.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        List of the layers' paths; the model's name for what is outside all
+        layers.
+
+    Raises:
+        ValueError: As `outline`.
+    """
+    outputs = []
+
+    def forward(inputs):
+        with twice_differentiable(_Marks()):
+            outputs.extend(keras.tree.flatten(model(inputs, training=True)))
+
+    with layer_scopes(model) as paths:
+        traced = tf.function(forward, autograph=False)
+        traced.get_concrete_function(input_specs(model))
+    model._clear_losses()
+    waiting, seen, places = outputs, set(), []
+    while waiting:
+        op = waiting.pop().op
+        if op.name in seen or op.type == "StopGradient" or _MARK in op.name:
+            continue
+        seen.add(op.name)
+        waiting += [tensor for tensor in op.inputs if tensor.dtype.is_floating]
+        if _reduces_the_batch(op):
+            scopes = re.findall(r"tfkd_layer\d+", op.name)
+            places.append(paths[scopes[-1]] if scopes else model.name)
+    return list(dict.fromkeys(reversed(places)))
+
+
 def layer_names(model):
     """The names of all layers of `model`, at any depth.
 
@@ -370,11 +417,11 @@ def own_kernels(layer):
 
 
 class _Stand:
-    """Who stands in for functions of `tf.nn`, over all threads."""
+    """Who stands in for functions of TensorFlow and Keras, over all threads."""
 
     lock = threading.Lock()
     depth = 0
-    originals: ClassVar = {}  # name in tf.nn -> function
+    originals: ClassVar = {}  # (owner, name) -> function
     frozen = threading.local()  # .tape: for which statistics are constants
 
 
@@ -400,9 +447,9 @@ def twice_differentiable(frozen=None):
     """
     with _Stand.lock:
         if _Stand.depth == 0:
-            for name, stand_in in _STAND_INS.items():
-                _Stand.originals[name] = getattr(tf.nn, name)
-                setattr(tf.nn, name, stand_in)
+            for (owner, name), stand_in in _STAND_INS.items():
+                _Stand.originals[owner, name] = getattr(owner, name)
+                setattr(owner, name, stand_in)
         _Stand.depth += 1
     outer = getattr(_Stand.frozen, "tape", None)
     _Stand.frozen.tape = frozen
@@ -413,8 +460,30 @@ def twice_differentiable(frozen=None):
         with _Stand.lock:
             _Stand.depth -= 1
             if _Stand.depth == 0:
-                for name, original in _Stand.originals.items():
-                    setattr(tf.nn, name, original)
+                for (owner, name), original in _Stand.originals.items():
+                    setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _constants():
+    """What comes about inside is constant for the tape that freezes."""
+    tape = getattr(_Stand.frozen, "tape", None)
+    if tape is None:
+        yield
+        return
+    _Stand.frozen.tape = None  # it cannot be stopped twice
+    try:
+        with tape.stop_recording():
+            yield
+    finally:
+        _Stand.frozen.tape = tape
+
+
+def _batch_moments(layer, inputs, mask):
+    """As BatchNormalization's; over replicas or a mask, past `tf.nn`, too."""
+    original = _Stand.originals[keras.layers.BatchNormalization, "_moments"]
+    with _constants():
+        return original(layer, inputs, mask)
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):
@@ -422,11 +491,7 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
     x = tf.convert_to_tensor(x)
     axes = np.ravel(tf.get_static_value(tf.convert_to_tensor(axes))).tolist()
     axes = [axis % x.shape.rank for axis in axes]
-    tape = getattr(_Stand.frozen, "tape", None)
-    stop = contextlib.nullcontext()
-    if tape is not None and 0 in axes:
-        stop = tape.stop_recording()
-    with stop:
+    with _constants() if 0 in axes else contextlib.nullcontext():
         wide = at_least_float32(x)
         mean = tf.reduce_mean(wide, axes, keepdims=True)
         variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims)
@@ -439,7 +504,7 @@ def _linear_between_kinks(name):
     """As `tf.nn`'s function of this name, without second derivative."""
 
     def stand_in(*args, **kwargs):
-        original = _Stand.originals[name]
+        original = _Stand.originals[tf.nn, name]
         if not args:  # The input has another name in each of them.
             return original(**kwargs)
         # tf.vectorized_map forgets that a gradient is the user's own.
@@ -469,9 +534,10 @@ def _linear_between_kinks(name):
 
 
 _STAND_INS = {
-    "moments": _moments,
+    (tf.nn, "moments"): _moments,
+    (keras.layers.BatchNormalization, "_moments"): _batch_moments,
     **{
-        name: _linear_between_kinks(name)
+        (tf.nn, name): _linear_between_kinks(name)
         for name in ("relu", "relu6", "leaky_relu", "max_pool")
     },
 }
@@ -585,6 +651,32 @@ def _places(graph_def, paths, model):
 
     visit(graph_def.node, model)
     return {op: ", ".join(names) for op, names in places.items()}
+
+
+class _Marks:
+    """Stands in for a tape, to show what it would be stopped for."""
+
+    def stop_recording(self):
+        """As of `tf.GradientTape`."""
+        return tf.name_scope(_MARK)
+
+
+def _reduces_the_batch(op):
+    """Whether an operation makes one of all examples."""
+    if op.type.startswith("FusedBatchNorm"):
+        return op.get_attr("is_training")
+    if op.type == "MatMul":
+        return op.get_attr("transpose_a") and op.inputs[0].shape[0] is None
+    if op.type not in _REDUCTIONS or not op.inputs[0].shape.rank:
+        return False
+    axes = tf.get_static_value(op.inputs[1])
+    shape = op.inputs[0].shape
+    # That of the batch is unknown.
+    return (
+        axes is not None
+        and shape[0] is None
+        and any(axis % shape.rank == 0 for axis in np.ravel(axes))
+    )
 
 
 def _called(node):

@@ -22,7 +22,7 @@ from tfkd.strategies import (
     require_in_scope,
 )
 from tfkd.teachers import as_teachers, outlines, trace_of
-from tfkd.trace import Signal, Trace, outline
+from tfkd.trace import Signal, Trace, mixing_layers, outline
 
 # XLA's second derivative of max pooling compares the top 16 bits only.
 _APPROXIMATE_UNDER_XLA = ("MaxPool", "MaxPoolV2", "MaxPool3D")
@@ -35,9 +35,9 @@ class StudentTrainer(keras.Model):
     """Trains a student by its labels and by matches with a teacher.
 
     Each step runs the teacher once, in inference mode and outside the tape
-    over weights, and the student once in training mode. A match that wants
-    the student's own Jacobian adds one inference-mode pass of the student,
-    shared by all that want it.
+    over weights, and the student once in training mode. Matches of Jacobians
+    by moving statistics add one inference-mode pass of the student, which
+    they share.
 
     A student that neither labels nor a match train is left as it is: it runs
     in inference mode, and only what the matches have to train is trained.
@@ -138,7 +138,7 @@ class StudentTrainer(keras.Model):
         self._student_passes = {"training", *(m.student_pass for m in shared)}
         self._freezes = _one_kind_of_statistics(wanted)
         if self._freezes:
-            _require_freezable(self.student)
+            _require_freezable(self.student, wanted)
         self.supports_jit = self._approximate_op() is None and all(
             match.supports_jit for match in self.matches
         )
@@ -942,23 +942,36 @@ def _one_kind_of_statistics(matches):
         for match in matches
         if match.student_pass == "training"
     }
-    if len(kinds) > 1:
+    if kinds >= {True, False}:
         raise ValueError(
             'Matches with batch_statistics="batch" and "frozen" cannot share '
-            "one training pass. Give all of them the same."
+            'one training pass; without the argument, they have "frozen". '
+            "Give all of them the same."
         )
-    return kinds == {True}
+    return True in kinds
 
 
-def _require_freezable(student):
-    """Raises if batch statistics are not computed by tf.nn.moments."""
-    for layer in student._flatten_layers():
-        if getattr(layer, "synchronized", False):
-            raise ValueError(
-                f"Layer '{layer.name}' of '{student.name}' is synchronised "
-                'over replicas, so batch_statistics="frozen" cannot take its '
-                'statistics for constants. Use "moving", or "batch".'
-            )
+def _require_freezable(student, matches):
+    """Raises if examples would mix although their statistics are frozen.
+
+    Args:
+        student: The student.
+        matches: Those that want an input gradient of a shared pass.
+    """
+    layers = mixing_layers(student)
+    if layers:
+        places = ", ".join(f"'{layer}'" for layer in layers)
+        names = ", ".join(
+            f"'{match.name}'" for match in matches if match.freezes_statistics
+        )
+        raise ValueError(
+            f"'{student.name}' takes statistics over the batch in training "
+            f"(layer {places}), which cannot be taken for constants: the "
+            "Jacobian of an example would hold its effect on others. Compute "
+            "them by tf.nn.moments or keras.ops.moments, called by these "
+            f'names, or give {names} batch_statistics="moving" or "batch" '
+            'instead of "frozen", the default.'
+        )
 
 
 def _require_disjoint(student, teacher):

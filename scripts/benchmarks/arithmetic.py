@@ -69,20 +69,23 @@ class Costs(NamedTuple):
         """
         return (1 + rows) * self.teacher
 
-    def student_jacobian(self, rows=1):
-        """The student's own pass, differentiated twice.
+    def student_jacobian(self, rows=1, own_pass=True):
+        """A pass of the student, differentiated twice.
 
-        Forward, and backward to the images for each row of the Jacobian.
-        This backward pass is a chain of convolutions, too, linear in what
-        comes in and in the kernels; so its derivative takes, for each row,
-        one pass to what came in and one to the kernels. Nothing goes on
-        through the forward pass: of ReLU and max pooling the backward pass
-        sees only which units are on, which has no derivative.
+        Forward, where it is not the training pass, and backward to the
+        images for each row of the Jacobian. This backward pass is a chain of
+        convolutions, too, linear in what comes in and in the kernels; so its
+        derivative takes, for each row, one pass to what came in and one to
+        the kernels. Nothing goes on through the forward pass: of ReLU and
+        max pooling the backward pass sees only which units are on, which has
+        no derivative. Of statistics of the batch something does, but joins
+        what the training pass sends back anyway.
 
         Args:
             rows: Of the Jacobian.
+            own_pass: Whether it is another pass than that of training.
         """
-        return (1 + rows + 2 * rows) * self.student
+        return (own_pass + rows + 2 * rows) * self.student
 
     @property
     def attention_jacobian(self):

@@ -84,11 +84,12 @@ class Recorded(keras.losses.Loss):
         return tf.reduce_sum(tf.square(y_true - y_pred), axis=[1, 2])
 
 
-@pytest.mark.parametrize("statistics", _STATISTICS)
-def test_rows_are_those_of_batch_jacobians(networks, batch, statistics):
+@pytest.mark.parametrize("given", [*_STATISTICS, None])
+def test_rows_are_those_of_batch_jacobians(networks, batch, given):
     """Example by example, output by output, of both networks."""
     student, teacher = networks
     x, labels = batch
+    statistics = given or "frozen"
     whole = [_rows(student, x, statistics)[1], _rows(teacher, x)[1]]
     for of, chosen in (
         ("label", labels),
@@ -96,7 +97,7 @@ def test_rows_are_those_of_batch_jacobians(networks, batch, statistics):
         ("all", None),
     ):
         loss = Recorded()
-        match = tfkd.JacobianMatch(loss, of=of, batch_statistics=statistics)
+        match = tfkd.JacobianMatch(loss, of=of, batch_statistics=given)
         run(match, student, teacher, x, labels)
         ours, theirs = whole
         if of != "all":
@@ -160,7 +161,7 @@ def test_matches_are_their_formulas(networks, batch, name):
         ("all", np.tile(np.arange(3), (5, 1))),
     ):
         expected = formula(*(r[np.arange(5)[:, None], chosen] for r in rows))
-        match = tfkd.JacobianMatch(make(), of=of)
+        match = tfkd.JacobianMatch(make(), of=of, batch_statistics="moving")
         values = run_each(match, student, teacher, x, labels)
         np.testing.assert_allclose(values, expected, rtol=1e-9)
         match = tfkd.JacobianMatch(make(), of=of, fraction=0.5)
@@ -285,7 +286,9 @@ def test_attention_windows(networks, batch):
     x, _ = batch
     sizes = {"full": 8, 3: 3, 5: 2, 7: 1, None: 1}
     for window, entries in sizes.items():
-        match = tfkd.AttentionJacobianMatch("act1", window=window)
+        match = tfkd.AttentionJacobianMatch(
+            "act1", window=window, batch_statistics="moving"
+        )
         expected = _attention(*networks, ("act1", "act1"), x, 8, entries)
         values = run_each(match, *networks, x)
         np.testing.assert_allclose(values, expected, 1e-8, err_msg=str(window))
@@ -300,7 +303,9 @@ def test_attention_depths(networks, batch):
         ("act2", "stage1", 4),
         ("stage2", "act2", 2),
     ):
-        match = tfkd.AttentionJacobianMatch([tuple(at)], window=2)
+        match = tfkd.AttentionJacobianMatch(
+            [tuple(at)], window=2, batch_statistics="moving"
+        )
         expected = _attention(*networks, at, x, size, size // 2)
         values = run_each(match, *networks, x)
         np.testing.assert_allclose(values, expected, 1e-8, err_msg=str(at))
@@ -318,16 +323,19 @@ def test_attention_maps_that_do_not_divide(networks, batch):
             keras.layers.Dense(3),
         ]
     )
-    match = tfkd.AttentionJacobianMatch(("act1", "conv"), window=2)
+    match = tfkd.AttentionJacobianMatch(
+        ("act1", "conv"), window=2, batch_statistics="moving"
+    )
     expected = _attention(student, teacher, ("act1", "conv"), x, 5, 2)
     values = run_each(match, student, teacher, x)
     np.testing.assert_allclose(values, expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("statistics", _STATISTICS)
-def test_attention_with_other_statistics(networks, batch, statistics):
+@pytest.mark.parametrize("given", [*_STATISTICS, None])
+def test_attention_with_other_statistics(networks, batch, given):
     """The student's gradient of its pooled maps' sum over the batch."""
     student, teacher = networks
+    statistics = given or "frozen"
     x = tf.constant(batch[0])
     theirs = _pooled(teacher, "stage1", 4, 2)
     place = np.argmax(theirs(x), axis=-1)
@@ -343,7 +351,7 @@ def test_attention_with_other_statistics(networks, batch, statistics):
         total = tf.reduce_sum(_at(tf.reshape(means, [5, -1]), place))
     our_rows = tape.gradient(total, x).numpy().reshape(5, -1)
     match = tfkd.AttentionJacobianMatch(
-        "stage1", window=2, batch_statistics=statistics
+        "stage1", window=2, batch_statistics=given
     )
     values = run_each(match, student, teacher, x)
     np.testing.assert_allclose(

@@ -27,7 +27,8 @@ def test_the_printed_cross_entropy_is_unbounded(networks, images):
     s = probabilities[0](x).numpy()
     expected = np.mean(np.sum(-np.sum(theirs * ours, -1) / s, axis=-1))
     loss = tfkd.losses.JacobianCrossEntropy(printed=True)
-    value = run(tfkd.JacobianMatch(loss, of="all"), student, teacher, x)
+    match = tfkd.JacobianMatch(loss, of="all", batch_statistics="moving")
+    value = run(match, student, teacher, x)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     signal = tf.constant([[[1.0, 2.0]]])
     steep = float(loss(signal, 10 * signal))
@@ -150,7 +151,7 @@ def test_input_noise_is_outputs_plus_jacobians(float64):
         ),
         lambda: tfkd.JacobianMatch(num_projections=2),
         lambda: tfkd.JacobianMatch(num_projections=2, directions="input"),
-        lambda: tfkd.JacobianMatch(batch_statistics="frozen"),
+        lambda: tfkd.JacobianMatch(batch_statistics="moving"),
         lambda: tfkd.JacobianMatch(fraction=0.5),
         lambda: tfkd.JacobianPenalty("cross_entropy"),
         lambda: tfkd.JacobianPenalty("printed_cross_entropy"),
@@ -228,6 +229,7 @@ def _seeds(match):
         lambda: tfkd.JacobianMatch(fraction=0.0),
         lambda: tfkd.JacobianMatch(fraction=1.5),
         lambda: tfkd.JacobianMatch(fraction=0.5, batch_statistics="batch"),
+        lambda: tfkd.JacobianMatch(fraction=0.5, batch_statistics="frozen"),
         lambda: tfkd.JacobianPenalty("absolute"),
         lambda: tfkd.JacobianPenalty("cross_entropy", of="label"),
         lambda: tfkd.JacobianPenalty(
@@ -239,48 +241,205 @@ def _seeds(match):
         lambda: tfkd.JacobianMatch(num_projections=1, seed=None),
         lambda: tfkd.InputNoiseMatch(0.1, seed=None),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_bad_arguments_are_refused(make):
     with pytest.raises(ValueError, match="Received|no random projections"):
         make()
 
 
-def test_synchronised_statistics_are_not_frozen(make_network):
-    """Keras computes them past tf.nn.moments."""
-    student = keras.Sequential(
-        [
-            keras.Input((8, 8, 2)),
-            keras.layers.BatchNormalization(synchronized=True, name="norm"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(3),
-        ]
-    )
-    teacher = make_network()
-    with pytest.raises(ValueError, match="'norm'.*synchronised"):
-        tfkd.Distiller(
-            student=student,
-            teacher=teacher,
-            matches=[tfkd.JacobianMatch(batch_statistics="frozen")],
-        )
-    tfkd.Distiller(
-        student=student,
-        teacher=teacher,
-        matches=[tfkd.JacobianMatch(batch_statistics="batch")],
-    )
-
-
 def test_kinds_of_statistics_do_not_mix(make_network):
-    matches = [
-        tfkd.JacobianMatch(batch_statistics=kind)
-        for kind in ("batch", "frozen")
-    ]
-    with pytest.raises(ValueError, match="cannot share one training pass"):
+    for other in ("frozen", None):
+        matches = [
+            tfkd.JacobianMatch(batch_statistics=kind)
+            for kind in ("batch", other)
+        ]
+        with pytest.raises(ValueError, match="cannot share one training pass"):
+            tfkd.Distiller(
+                student=make_network(seed=1),
+                teacher=make_network(seed=2),
+                matches=matches,
+            )
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_moving_statistics_go_beside_all_others(make_network, normalization):
+    """Where modes agree, all read the training pass."""
+    for kind in ("batch", "frozen", None):
+        matches = [
+            tfkd.JacobianMatch(batch_statistics="moving"),
+            tfkd.JacobianPenalty(batch_statistics=kind),
+        ]
         tfkd.Distiller(
-            student=make_network(seed=1),
+            student=make_network(seed=1, normalization=normalization),
             teacher=make_network(seed=2),
             matches=matches,
         )
+        expected = "inference" if normalization == "batch" else "training"
+        assert matches[0].student_pass == expected
+        assert matches[1].student_pass == "training"
+
+
+class OwnNormalization(keras.layers.Layer):
+    """Normalises over the batch in training.
+
+    Args:
+        moments: Function of a tensor `[..., channels]` and of axes that
+            returns the mean and the variance.
+    """
+
+    def __init__(self, moments, **kwargs):
+        super().__init__(**kwargs)
+        self.moments = moments
+
+    def call(self, inputs, training=False):
+        axes = [*range(len(inputs.shape) - 1)]
+        if not training:
+            return inputs
+        mean, variance = self.moments(inputs, axes)
+        return (inputs - mean) / tf.sqrt(tf.cast(variance, inputs.dtype) + 1e-3)
+
+
+def _fused(x, axes):
+    """From an operation that normalises, too."""
+    ones = tf.ones(x.shape[-1], tf.float32)
+    normal, _, _ = tf.compat.v1.nn.fused_batch_norm(
+        tf.cast(x, tf.float32)[:, None], ones, 0 * ones, is_training=True
+    )
+    return x - tf.cast(normal[:, 0], x.dtype), tf.ones_like(x)
+
+
+class Unmasked(keras.layers.Layer):
+    """Ends a mask, of which Keras warns where a layer ignores it."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return tf.identity(inputs)  # the mask is an attribute of the tensor
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+
+def _second_moments(x, axes):
+    """Of pairs of channels, of which the mean is taken."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    size = tf.cast(tf.shape(rows)[0], x.dtype)
+    products = tf.matmul(rows, rows, transpose_a=True) / size
+    return tf.reduce_mean(products, axis=-1), 1.0
+
+
+def _normalized(*layers):
+    return keras.Sequential(
+        [
+            keras.Input((5, 4)),
+            *layers,
+            keras.layers.Dense(6, "tanh"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ],
+        name="student",
+    )
+
+
+# What takes its statistics over the batch in a way that can be frozen.
+_FREEZABLE = {
+    "keras": lambda: [keras.layers.BatchNormalization()],
+    "synchronised": lambda: [
+        keras.layers.BatchNormalization(synchronized=True)
+    ],
+    "renormalised": lambda: [keras.layers.BatchNormalization(renorm=True)],
+    "masked": lambda: [
+        keras.layers.Masking(),
+        keras.layers.BatchNormalization(),
+        Unmasked(),
+    ],
+    "tf.nn.moments": lambda: [
+        OwnNormalization(lambda x, axes: tf.nn.moments(x, axes))
+    ],
+    "keras.ops.moments": lambda: [OwnNormalization(keras.ops.moments)],
+    "statistics of the example": lambda: [
+        OwnNormalization(
+            lambda x, _: (tf.reduce_mean(x, 1, keepdims=True), 1.0)
+        )
+    ],
+    "no gradient": lambda: [
+        OwnNormalization(
+            lambda x, axes: (tf.stop_gradient(tf.reduce_mean(x, axes)), 1.0)
+        )
+    ],
+}
+# What mixes examples; how to take the statistics otherwise.
+_MIXING = {
+    "mean": lambda x, axes: (tf.reduce_mean(x, axes), 1.0),
+    "variance": lambda x, axes: (0.0, tf.math.reduce_variance(x, axes)),
+    "ops": lambda x, axes: (keras.ops.mean(x, axes), keras.ops.var(x, axes)),
+    "largest": lambda x, axes: (keras.ops.max(x, 0), 1.0),
+    "flat": lambda x, _: (tf.reduce_mean(tf.reshape(x, [-1, 4]), -2), 1.0),
+    "weighted": lambda x, axes: tf.nn.weighted_moments(
+        x, axes, tf.ones_like(x)
+    ),
+    "fused": _fused,
+    "products": _second_moments,
+    "moments by another name": tf.nn.moments,
+}
+
+
+def _largest_gradients(model):
+    """Of the first example's output by its own input and by the others'."""
+    x = tf.constant(np.random.default_rng(0).normal(size=(4, 5, 4)))
+    trace = Trace(
+        model, x, training=True, differentiable=True, freeze_statistics=True
+    )
+    first = tf.constant([1.0, 0.0, 0.0, 0.0], tf.float64)
+    gradient = trace.input_gradient(lambda trace: first * trace.outputs[:, 0])
+    sizes = np.abs(gradient.numpy())
+    return sizes[0].max(), sizes[1:].max()
+
+
+@pytest.mark.parametrize("kind", _FREEZABLE)
+def test_frozen_statistics_do_not_mix_examples(float64, kind):
+    keras.utils.set_random_seed(0)
+    student = _normalized(*_FREEZABLE[kind]())
+    tfkd.Distiller(student=student, matches=[tfkd.JacobianPenalty()])
+    own, others = _largest_gradients(student)
+    assert own > 0.1
+    assert others == 0.0
+
+
+@pytest.mark.parametrize("kind", _MIXING)
+def test_what_mixes_examples_all_the_same_is_refused(float64, kind):
+    """By name, whether "frozen" is given or the default."""
+    keras.utils.set_random_seed(0)
+    student = _normalized(OwnNormalization(_MIXING[kind], name="mine"))
+    own, others = _largest_gradients(student)
+    assert own > 0.1
+    assert others > 1e-3
+    message = (
+        "'student' takes statistics over the batch .*'mine'.*tf.nn.moments.*"
+        "'jacobian_penalty'.*batch_statistics=\"moving\""
+    )
+    for given in ({}, {"batch_statistics": "frozen"}):
+        match = tfkd.JacobianPenalty(**given)
+        with pytest.raises(ValueError, match=message):
+            tfkd.Distiller(student=student, matches=[match])
+    for other in ("moving", "batch"):
+        match = tfkd.JacobianPenalty(batch_statistics=other)
+        tfkd.Distiller(student=student, matches=[match])
+
+
+def test_a_reduction_beside_the_outputs_is_no_mixing(float64):
+    """A loss over the batch, and axes that only look like the batch's."""
+
+    class Balanced(keras.layers.Layer):
+        def call(self, inputs):
+            self.add_loss(tf.reduce_mean(inputs))
+            stacked = tf.stack([inputs, 2 * inputs])
+            return tf.reduce_sum(stacked, axis=0)
+
+    student = _normalized(Balanced())
+    tfkd.Distiller(student=student, matches=[tfkd.JacobianPenalty()])
+    assert _largest_gradients(student)[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -293,7 +452,7 @@ def test_kinds_of_statistics_do_not_mix(make_network):
             weight=0.5,
         ),
         tfkd.JacobianMatch(of="top", fraction=0.25),
-        tfkd.JacobianPenalty("cross_entropy", batch_statistics="frozen"),
+        tfkd.JacobianPenalty("cross_entropy", batch_statistics="moving"),
         tfkd.InputNoiseMatch(0.2, seed=9),
     ],
     ids=range(4),

@@ -1,5 +1,7 @@
 """Jacobian matching against batch Jacobians, closed forms and limits."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -30,9 +32,13 @@ def _value(match, student, teacher, x, labels=None, **kwargs):
     observed = match.observe(
         Trace(teacher, x, labels=labels, differentiable=True)
     )
-    training = match.student_pass == "training"
     trace = Trace(
-        student, x, labels=labels, differentiable=True, training=training
+        student,
+        x,
+        labels=labels,
+        differentiable=True,
+        training=match.student_pass == "training",
+        freeze_statistics=match.freezes_statistics,
     )
     return match.value(trace, observed, **kwargs)
 
@@ -86,7 +92,7 @@ def test_agrees_with_batch_jacobians(make_network, images, of):
     elif of == "top":
         rows = rows[np.arange(8), np.argmax(teacher(x), axis=-1)]
     expected = np.sum(rows**2) / 8
-    match = tfkd.JacobianMatch(of=of)
+    match = tfkd.JacobianMatch(of=of, batch_statistics="moving")
     actual = _value(match, student, teacher, x, labels)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
@@ -98,7 +104,7 @@ def test_weights_weigh_each_example(make_network, images):
     weights = np.arange(8.0)
     expected = np.sum(weights * np.sum(rows**2, axis=-1)) / 8
     actual = _value(
-        tfkd.JacobianMatch(),
+        tfkd.JacobianMatch(batch_statistics="moving"),
         student,
         teacher,
         x,
@@ -151,6 +157,8 @@ def test_batch_statistics_give_the_gradient_of_the_batch_sum(
 def test_a_pass_of_its_own_only_where_modes_differ(make_network):
     teacher = make_network()
     for statistics, normalization, expected in (
+        (None, "batch", "training"),
+        ("frozen", "batch", "training"),
         ("moving", "batch", "inference"),
         ("moving", "layer", "training"),
         ("batch", "batch", "training"),
@@ -158,6 +166,39 @@ def test_a_pass_of_its_own_only_where_modes_differ(make_network):
         match = tfkd.JacobianMatch(batch_statistics=statistics)
         _bind(match, make_network(normalization=normalization), teacher)
         assert match.student_pass == expected
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_evaluation_is_by_moving_statistics(make_network, images, run_eagerly):
+    """Whatever training does: that of the network that is used."""
+    student, teacher = make_network(seed=1), make_network(6, seed=2)
+    x, labels = images
+    kinds = ("frozen", "moving", "batch")
+    for kind in kinds:
+        match = tfkd.JacobianMatch(batch_statistics=kind, name="match")
+        penalty = tfkd.JacobianPenalty(batch_statistics=kind, name="penalty")
+        distiller = tfkd.Distiller(
+            student=student, teacher=teacher, matches=[match, penalty]
+        )
+        distiller.compile(
+            keras.optimizers.SGD(1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            run_eagerly=run_eagerly,
+        )
+        history = distiller.fit(
+            x, labels, validation_data=(x, labels), batch_size=8, verbose=0
+        ).history
+        ours, theirs = (
+            _jacobian(model, x)[np.arange(8), labels]
+            for model in (student, teacher)
+        )
+        logs = distiller.evaluate(x, labels, verbose=0, return_dict=True)
+        for name, rows in (("match", ours - theirs), ("penalty", ours)):
+            expected = np.sum(rows**2) / 8
+            np.testing.assert_allclose(logs[name], expected, rtol=1e-4)
+            np.testing.assert_allclose(
+                history[f"val_{name}"], [expected], rtol=1e-4
+            )
 
 
 def test_several_inputs_make_one_long_row():
@@ -243,6 +284,41 @@ def test_bad_arguments_are_refused():
         tfkd.JacobianMatch(of="first")
     with pytest.raises(ValueError, match="`batch_statistics`"):
         tfkd.JacobianMatch(batch_statistics="none")
+
+
+_GIVEN = [
+    ({}, "frozen"),
+    ({"batch_statistics": None}, "frozen"),
+    *(({"batch_statistics": s}, s) for s in ("frozen", "moving", "batch")),
+]
+_GIVEN_A_PART = [
+    ({"fraction": 1.0}, "frozen"),
+    ({"fraction": 0.5}, "moving"),
+    ({"fraction": 0.5, "batch_statistics": None}, "moving"),
+    ({"fraction": 0.5, "batch_statistics": "moving"}, "moving"),
+    ({"fraction": 1, "batch_statistics": "batch"}, "batch"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (tfkd.JacobianMatch, _GIVEN + _GIVEN_A_PART),
+        (tfkd.JacobianPenalty, _GIVEN + _GIVEN_A_PART),
+        (functools.partial(tfkd.AttentionJacobianMatch, "stage1"), _GIVEN),
+    ],
+    ids=["match", "penalty", "attention"],
+)
+def test_statistics_are_frozen_unless_told_otherwise(make, given):
+    """A part of the batch has a pass of its own, by moving statistics."""
+    for kwargs, expected in given:
+        match = make(**kwargs)
+        assert match.batch_statistics == expected, kwargs
+        config = match.get_config()
+        assert config["batch_statistics"] == expected, kwargs
+        again = type(match).from_config(config)
+        assert again.batch_statistics == expected, kwargs
+        assert again.get_config() == config, kwargs
 
 
 def test_configuration_round_trip():

@@ -7,6 +7,7 @@ of functions that are linear between the points. For functions that are not,
 noise is Gauss-Hermite quadrature or a sample.
 """
 
+import functools
 import itertools
 
 import keras
@@ -19,6 +20,10 @@ import tfkd
 from tfkd.trace import Trace
 
 _RHO = 0.2
+
+# Noise is on the input of the network that is used, by moving statistics.
+_match = functools.partial(tfkd.JacobianMatch, batch_statistics="moving")
+_penalty = functools.partial(tfkd.JacobianPenalty, batch_statistics="moving")
 
 
 def _dense_network():
@@ -158,7 +163,7 @@ def test_noisy_outputs_are_outputs_and_jacobians(region):
 
     noisy = value(_axes(x, _RHO))
     variance = _RHO**2 / x[0].size
-    term = float(run(tfkd.JacobianMatch(of="all"), student, teacher, x))
+    term = float(run(_match(of="all"), student, teacher, x))
     np.testing.assert_allclose(noisy, value(x) + variance * term, rtol=1e-12)
     np.testing.assert_allclose((noisy - value(x)) / variance, term, rtol=1e-12)
 
@@ -173,7 +178,7 @@ def test_noise_on_one_output_adds_its_row(region, of):
         difference = (teacher(x) - student(x)).numpy()
         return difference[np.arange(len(x)), _points(chosen, x)] ** 2
 
-    term = run(tfkd.JacobianMatch(of=of), student, teacher, x, labels)
+    term = run(_match(of=of), student, teacher, x, labels)
     np.testing.assert_allclose(_added(error, x), term, rtol=1e-12)
 
 
@@ -208,7 +213,7 @@ def test_noisy_labels_are_labels_and_the_norm(region):
     def error(x):
         return np.sum((_points(y, x) - student(x).numpy()) ** 2, axis=-1)
 
-    term = run(tfkd.JacobianPenalty(of="all"), student, None, x)
+    term = run(_penalty(of="all"), student, None, x)
     np.testing.assert_allclose(_added(error, x), term, rtol=1e-12)
 
 
@@ -220,7 +225,7 @@ def test_noise_on_the_labels_output_adds_its_row(region):
         outputs = student(x).numpy()[np.arange(len(x)), _points(labels, x)]
         return (1.0 - outputs) ** 2
 
-    term = run(tfkd.JacobianPenalty(), student, None, x, labels)
+    term = run(_penalty(), student, None, x, labels)
     np.testing.assert_allclose(_added(error, x), term, rtol=1e-12)
 
 
@@ -258,7 +263,7 @@ def test_noise_adds_the_completed_square_where_outputs_agree(
 
     def term(**kwargs):
         loss = tfkd.losses.JacobianCrossEntropy(temperature, **kwargs)
-        match = tfkd.JacobianMatch(loss, of="all")
+        match = _match(loss, of="all")
         return float(run(match, student, teacher, x))
 
     limit, wide, narrow = _limit(divergence, x)
@@ -280,7 +285,7 @@ def test_noise_adds_half_the_variance_whatever_the_label(region):
     """
     student, _, x = region
     x = x[:1]
-    exact = float(run(tfkd.JacobianPenalty("cross_entropy"), student, None, x))
+    exact = float(run(_penalty("cross_entropy"), student, None, x))
     printed = []
     for label in range(3):
         limit, wide, narrow = _limit(_cross_entropy(student, label), x)
@@ -288,7 +293,7 @@ def test_noise_adds_half_the_variance_whatever_the_label(region):
         np.testing.assert_allclose(
             wide - exact, 4 * (narrow - exact), rtol=1e-2
         )
-        match = tfkd.JacobianPenalty("printed_cross_entropy")
+        match = _penalty("printed_cross_entropy")
         printed.append(float(run(match, student, None, x, np.array([label]))))
     assert np.all(np.abs(np.array(printed) - exact) > 0.02 * exact)
     assert np.ptp(printed) > exact
@@ -310,10 +315,10 @@ def test_gaussian_noise_adds_half_the_variance(float64):
     loss = _cross_entropy(student, label)
     draws = (0.5 * (loss(x + noise) + loss(x - noise)) - loss(x)) / s**2
     error = draws.std() / np.sqrt(pairs)
-    exact = float(run(tfkd.JacobianPenalty("cross_entropy"), student, None, x))
+    exact = float(run(_penalty("cross_entropy"), student, None, x))
     assert error < 0.01 * exact
     assert abs(draws.mean() - exact) < 4 * error
-    match = tfkd.JacobianPenalty("printed_cross_entropy")
+    match = _penalty("printed_cross_entropy")
     printed = float(run(match, student, None, x, [label]))
     assert abs(draws.mean() - printed) > 100 * error
 
@@ -369,11 +374,11 @@ def test_smooth_networks_have_laplacian_terms(float64, activation, proposition):
     x = np.random.default_rng(0).normal(size=(4, 3))
     if proposition == 1:
         teacher = _smooth_network(activation, 2)
-        match = tfkd.JacobianMatch(of="all")
+        match = _match(of="all")
         jacobians = float(run(match, student, teacher, x))
     else:
         labels = np.random.default_rng(1).normal(size=(4, 2))
-        match = tfkd.JacobianPenalty(of="all")
+        match = _penalty(of="all")
         jacobians = float(run(match, student, None, x))
 
         def teacher(x):
@@ -408,8 +413,8 @@ def test_the_jacobians_of_the_formulas_are_tensorflows(region):
     student, teacher, x = region
     ours = jacobian(lambda x: student(x, training=False), x)
     theirs = jacobian(lambda x: teacher(x, training=False), x)
-    value = run(tfkd.JacobianMatch(of="all"), student, teacher, x)
+    value = run(_match(of="all"), student, teacher, x)
     expected = np.sum((theirs - ours) ** 2) / len(x)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
-    value = run(tfkd.JacobianPenalty(of="all"), student, None, x)
+    value = run(_penalty(of="all"), student, None, x)
     np.testing.assert_allclose(value, np.sum(ours**2) / len(x), rtol=1e-12)

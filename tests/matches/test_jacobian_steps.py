@@ -24,7 +24,7 @@ _FORMS = {
         _CROSS_ENTROPY(), num_projections=1
     ),
     "part": lambda: tfkd.JacobianMatch(of="all", fraction=0.5),
-    "frozen": lambda: tfkd.JacobianMatch(batch_statistics="frozen"),
+    "moving": lambda: tfkd.JacobianMatch(batch_statistics="moving"),
     "batch": lambda: tfkd.JacobianMatch(batch_statistics="batch"),
     "penalty": lambda: tfkd.JacobianPenalty(),
     "penalty of top": lambda: tfkd.JacobianPenalty(of="top"),
@@ -37,8 +37,8 @@ _FORMS = {
     "penalty inputs": lambda: tfkd.JacobianPenalty(
         "cross_entropy", num_projections=1, directions="input"
     ),
-    "frozen penalty": lambda: tfkd.JacobianPenalty(
-        "cross_entropy", batch_statistics="frozen"
+    "moving penalty": lambda: tfkd.JacobianPenalty(
+        "cross_entropy", batch_statistics="moving"
     ),
     "batch penalty": lambda: tfkd.JacobianPenalty(
         "cross_entropy", batch_statistics="batch"
@@ -48,8 +48,8 @@ _FORMS = {
     "attention jacobian": lambda: tfkd.AttentionJacobianMatch(
         ["act1", ("stage2", "act1")]
     ),
-    "frozen attention": lambda: tfkd.AttentionJacobianMatch(
-        "stage1", window="full", batch_statistics="frozen"
+    "moving attention": lambda: tfkd.AttentionJacobianMatch(
+        "stage1", window="full", batch_statistics="moving"
     ),
     "attention": lambda: tfkd.Match(
         tfkd.losses.AttentionTransfer(), at=["act1", ("stage1", "act1")]
@@ -120,10 +120,8 @@ def test_gradients_by_weights_are_exact(
 
 def _kinds(names):
     """Groups of forms that can share one training pass."""
-    frozen = [name for name in names if name.startswith("frozen")]
     batch = [name for name in names if name.startswith("batch")]
-    rest = [name for name in names if name not in frozen + batch]
-    return [rest + frozen, batch]
+    return [[name for name in names if name not in batch], batch]
 
 
 def _make(names):
@@ -191,7 +189,7 @@ def test_xla_is_refused_where_it_would_approximate(make_network):
     """Max pooling, for every form that differentiates the student twice."""
     student = make_network(2, seed=1, name="student", pool="max")
     teacher = make_network(3, seed=2, name="teacher")
-    for name in ("label", "inputs", "part", "penalty", "frozen attention"):
+    for name in ("label", "inputs", "part", "penalty", "moving attention"):
         distiller = tfkd.Distiller(
             student=student, teacher=teacher, matches=_make([name])
         )

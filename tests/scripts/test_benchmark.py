@@ -245,6 +245,7 @@ def test_bounds(costs):
         "norm penalty": 7 * s,
         "all outputs": (3 + 1 + 10 * 3) * s + (1 + 10) * t,
         "activations, attention": 3 * s + t + 7 * part,
+        "label, frozen": 6 * s + 2 * t,
     }
     bounds = jacobian.bounds_of(costs)
     assert bounds == {name: cost / (3 * s) for name, cost in expected.items()}
@@ -319,7 +320,11 @@ def seconds_of(names):
         name: (i + 1) * np.array([3.0, 1.0, 2.0])
         for i, name in enumerate(names)
     }
-    return times, {("PyTorch", name): 2 * v for name, v in times.items()}
+    return times, {
+        ("PyTorch", name): 2 * values
+        for name, values in times.items()
+        if jacobian.MODES[name].peer
+    }
 
 
 def test_shows_medians_ratios_bounds_and_targets(costs):
@@ -345,11 +350,13 @@ def test_shows_medians_ratios_bounds_and_targets(costs):
         "norm penalty": "2.60",
         "all outputs": "24.06",  # 1.15 times 20.9255
         "activations, attention": "",
+        "label, frozen": "",
         "attention alone": "1.00",
     }
     # "activations" is the third mode, attention the eleventh.
     alone = ["", "8.00", "8.00", "0.82", "1.00", "", ""]
     assert rows["attention alone"] == alone
+    assert rows["label, frozen"][-2:] == ["", ""]  # only in tfkd
 
 
 def test_without_pytorch_and_targets_their_cells_are_left_out(costs):

@@ -35,7 +35,7 @@ class AttentionJacobianMatch(InputGradientMatch):
             map; None: no pooling.
         loss: As of `Match`; receives `[batch, inputs]`, in squared feature
             units per input unit. Default: `NormalizedSquaredError`.
-        batch_statistics: As of `JacobianMatch`.
+        batch_statistics: As of `JacobianMatch`; None: "frozen".
         weight: As of `BaseMatch`.
         name: Name of the term and of its metric.
 

@@ -52,7 +52,7 @@ class BaseMatch(keras.layers.Layer):
             takes second-order gradients.
         student_pass: "training" or "inference", the student's pass it reads.
         freezes_statistics: Whether it wants the input gradient of that pass
-            with batch statistics for constants.
+            with batch statistics for constants; None: they do not matter.
         has_own_pass: Whether it reads a pass of its own (`trace_student`).
         student_layers, teacher_layers: Names of the layers it reads.
 

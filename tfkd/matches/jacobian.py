@@ -68,14 +68,14 @@ _WITHOUT_FIRST_ORDER = (
     "ImageProjectiveTransformV2",
     "ImageProjectiveTransformV3",
 )
-_STATISTICS = ("moving", "frozen", "batch")
+_STATISTICS = ("frozen", "moving", "batch")
 
 
 class InputGradientMatch(BaseMatch):
     """What all matches of input gradients share: which pass they read.
 
     Args:
-        batch_statistics: "moving", "frozen" or "batch".
+        batch_statistics: "frozen", "moving" or "batch"; None: "frozen".
         weight: As of `BaseMatch`.
         name: As of `BaseMatch`.
 
@@ -85,8 +85,10 @@ class InputGradientMatch(BaseMatch):
 
     needs_input_gradient = True
 
-    def __init__(self, *, batch_statistics="moving", weight=1.0, name=None):
+    def __init__(self, *, batch_statistics=None, weight=1.0, name=None):
         super().__init__(weight=weight, name=name)
+        if batch_statistics is None:
+            batch_statistics = "frozen"
         self.batch_statistics = check_choice(
             batch_statistics, _STATISTICS, "batch_statistics"
         )
@@ -94,7 +96,9 @@ class InputGradientMatch(BaseMatch):
     @property
     def freezes_statistics(self):
         """As `BaseMatch.freezes_statistics`."""
-        return self.batch_statistics == "frozen"
+        # "moving" reads the training pass where that has no statistics.
+        kinds = {"frozen": True, "batch": False, "moving": None}
+        return kinds[self.batch_statistics]
 
     def bind(self, *, student, teacher):
         """As `BaseMatch.bind`; decides which pass of the student it reads."""
@@ -103,6 +107,13 @@ class InputGradientMatch(BaseMatch):
                 _require_floating_input(outline, type(self).__name__)
         own_pass = self.batch_statistics == "moving" and student.mixes_modes
         ops = student.ops if own_pass else student.training_ops
+        only = {op: place for op, place in ops.items() if op not in student.ops}
+        _require_gradients(
+            student.name,
+            only,
+            _WITHOUT_SECOND_ORDER,
+            hint=', or take batch_statistics="moving"',
+        )
         _require_gradients(student.name, ops, _WITHOUT_SECOND_ORDER)
         if self.needs_teacher:
             _require_gradients(teacher.name, teacher.ops, _WITHOUT_FIRST_ORDER)
@@ -131,6 +142,8 @@ class OutputGradientMatch(InputGradientMatch):
         of: "label", "top" or "all"; ignored with `num_projections`.
         num_projections: Number of random directions, or None.
         directions: "output" or "input", the space that they are of.
+        batch_statistics: As of `InputGradientMatch`, but None is "moving"
+            with a `fraction` below 1.
         fraction: Part of the batch, in (0, 1].
         seed: Of the random directions.
         **kwargs: As of `InputGradientMatch`.
@@ -147,11 +160,14 @@ class OutputGradientMatch(InputGradientMatch):
         of="label",
         num_projections=None,
         directions="output",
+        batch_statistics=None,
         fraction=1.0,
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        if batch_statistics is None and _share(fraction) < 1:
+            batch_statistics = "moving"
+        super().__init__(batch_statistics=batch_statistics, **kwargs)
         self.of = check_choice(of, ("label", "top", "all"), "of")
         if num_projections is not None:
             check_count(num_projections, "num_projections")
@@ -382,30 +398,45 @@ class JacobianMatch(OutputGradientMatch):
             outputs are differentiated, each at twice that price. The loss
             then receives `[batch, directions, outputs]`.
         batch_statistics: What BatchNormalization divides by while the
-            student is differentiated. "moving": its moving statistics, in
-            one inference-mode pass, so that a Jacobian is each example's own
-            (a student without layers that act differently in training needs
-            no such pass); they lag behind while weights move fast, so let
-            the learning rate decay to 0. "frozen": those of the batch in the
-            training pass, taken for constants; each example's own, too, but
-            of a function that changes with the batch, dropout included.
-            "batch": the gradient of the batch's sum in the training pass,
-            where each example also acts on the others through the
-            statistics.
+            student is differentiated in training. In evaluation it is always
+            the moving statistics.
+
+            - "frozen": the statistics of the batch, taken for constants, in
+              the training pass, which is there anyway. A Jacobian is each
+              example's own, but of a function that changes with the batch,
+              dropout included.
+            - "moving": the moving statistics, in one more pass, in inference
+              mode. A Jacobian is that of the network that is used later. But
+              the statistics lag behind weights that move fast, which can
+              spoil the student: let the learning rate decay to 0. (A student
+              without layers that act differently in training needs no such
+              pass.)
+            - "batch": the gradient of the batch's sum in the training pass,
+              where each example also acts on the others through the
+              statistics.
+            - None: "moving" with a `fraction` below 1, else "frozen", which
+              bears large learning rates and costs less.
+
+            Layers of your own are frozen where they call `tf.nn.moments` or
+            `keras.ops.moments`; other statistics over the batch are refused,
+            unless a loop or a `call` that is a tf.function hides them, in
+            which examples mix.
         fraction: Part of the batch that is differentiated, its first
-            examples, in (0, 1]. Needs "moving"; takes a pass of its own over
-            that part, of the teacher too.
+            examples, in (0, 1]. Below 1 it needs "moving", and takes a pass
+            of its own over that part, of the teacher too.
         seed: Of the random projections.
         weight: As of `BaseMatch`.
         name: Name of the term and of its metric.
 
     Raises:
-        ValueError: On construction, if an argument is invalid. When bound,
-            if the outputs are not `[batch, classes]` with equal classes, the
-            input is not floating, or the student has an operation without
-            exact second-order gradient (the teacher: first-order, and second
-            with `directions="input"`). In a step, if a label is out of range
-            (`tf.errors.InvalidArgumentError`; not under XLA).
+        ValueError: On construction, if an argument is invalid. By the
+            trainer, if examples would mix in a student that is to be frozen.
+            When bound, if the outputs are not `[batch, classes]` with equal
+            classes, the input is not floating, or the student has an
+            operation without exact second-order gradient (the teacher:
+            first-order, and second with `directions="input"`). In a step, if
+            a label is out of range (`tf.errors.InvalidArgumentError`; not
+            under XLA).
 
     Reference: Srinivas & Fleuret 2018, proposition 1 and section 4.1.
     """
@@ -417,7 +448,7 @@ class JacobianMatch(OutputGradientMatch):
         of="label",
         num_projections=None,
         directions="output",
-        batch_statistics="moving",
+        batch_statistics=None,
         fraction=1.0,
         seed=0,
         weight=1.0,
@@ -573,7 +604,7 @@ class JacobianPenalty(OutputGradientMatch):
         of=None,
         num_projections=None,
         directions="output",
-        batch_statistics="moving",
+        batch_statistics=None,
         fraction=1.0,
         seed=0,
         weight=1.0,
