@@ -535,12 +535,14 @@ def _linear_between_kinks(name):
 
 _STAND_INS = {
     (tf.nn, "moments"): _moments,
-    (keras.layers.BatchNormalization, "_moments"): _batch_moments,
     **{
         (tf.nn, name): _linear_between_kinks(name)
         for name in ("relu", "relu6", "leaky_relu", "max_pool")
     },
 }
+# Not public: a Keras without it has what it computes found as mixing examples.
+if hasattr(keras.layers.BatchNormalization, "_moments"):
+    _STAND_INS[keras.layers.BatchNormalization, "_moments"] = _batch_moments
 
 
 class _Tap:

@@ -103,7 +103,7 @@ COMPRESSION = Table(
     "channels; no wide teacher",
     order="optimal transport and KD first, where widths are equal beside "
     "identity; uniform transport hardly better than none",
-    minutes=0,
+    minutes=22,
     published=published(
         {row: figures for row, (_, figures) in _COMPRESSION.items()},
         _FULL_PAIRS,
