@@ -236,7 +236,7 @@ WEIGHTS = Table(
     claims=[
         Claim(
             "A reasonable weight is better than none",
-            _of_weights("accuracy", ("0.01", "0.0001"), ("0",)),
+            _of_weights("accuracy", ("0.0001", "0.001", "0.01", "1"), ("0",)),
         ),
         Claim(
             "Of our own: the distance becomes smaller for it",
