@@ -141,10 +141,10 @@ def transferred(config, runs):
         matches=[_match(term, config) for term in terms],
         label_weight=weight,
     )
-    watched = []
+    watched, aside = [], learning.load(config).train
 
     def watch(logs):
-        score = trainer.evaluate(dataset.train, verbose=0, return_dict=True)
+        score = trainer.evaluate(aside, verbose=0, return_dict=True)
         watched.append(score.get("jacobian"))
 
     watcher = keras.callbacks.LambdaCallback(

@@ -98,7 +98,8 @@ def fit(
 
     Args:
         trainer: A `tfkd.Distiller` or `tfkd.Transferer`, not compiled.
-        dataset: A `tfkd.data.Dataset` with indices.
+        dataset: A `tfkd.data.Dataset` with indices, which nothing else looks
+            at from now on.
         config: The run's configuration.
         teacher: The trainer's teacher, or None.
         runs: The `runs.Runs` beside which the teacher's side of the matches
@@ -123,6 +124,8 @@ def fit(
             cache_dir=runs.folder / "teachers",
             verbose=0,
         )
+    # Rows of one seed see one order, whatever else looked at the images.
+    dataset.passes.restart()
     trainer.fit(
         train.repeat(),
         epochs=points,

@@ -39,7 +39,8 @@ def taught(config, runs):
     for stage in method.stages:
         before = tfkd.Distiller(student=student, teacher=teacher, matches=stage)
         steps = max(1, round(config["stage_share"] * config["steps"]))
-        learning.fit(before, dataset, {**config, "steps": steps, "drops": []})
+        schedule = {**config, "steps": steps, "drops": []}
+        learning.fit(before, learning.load(config), schedule)
     distiller = tfkd.Distiller(
         student=student,
         teacher=teacher,

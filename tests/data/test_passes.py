@@ -166,6 +166,14 @@ def test_a_fresh_process_goes_on_at_any_epoch():
     assert printed.strip() == hashlib.sha256(content(data.train)).hexdigest()
 
 
+def test_passes_begin_anew():
+    data = digits(augment=True)
+    first, second = content(data.train), content(data.train)
+    data.passes.restart()
+    assert content(data.train) == first != second
+    assert content(data.train) == second
+
+
 def test_an_order_never_changes():
     """Frozen: another order would change the results of every recipe."""
     key = tf.constant([3, 1], tf.int64)

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import sys
+import types
 
 import keras
 import numpy as np
@@ -267,6 +268,29 @@ def test_the_pretrained_network_has_the_layers_and_its_own_units(tmp_path):
         [-103.939, -116.779, 255.0 - 123.68],
         rtol=1e-5,
     )
+
+
+def test_training_begins_with_the_first_pass_whatever_came_before():
+    config = {
+        **{"data": "digits", "batch_size": 8, "seed": 3, "steps": 4},
+        **{"examples_per_class": 2, "optimizer": "adam", "drops": []},
+        "learning_rate": 1e-3,
+    }
+    seen = []
+    trainer = types.SimpleNamespace(
+        compile=lambda *args, **kwargs: None,
+        fit=lambda train, **kwargs: seen.append(order(train)),
+    )
+
+    def order(train):
+        return next(train.as_numpy_iterator())[1]["index"].tolist()
+
+    dataset = learning.load(config)
+    first, second = order(dataset.train), order(dataset.train)
+    assert first != second
+    learning.fit(trainer, dataset, config)
+    learning.fit(trainer, learning.load(config), config)
+    assert seen == [first, first]
 
 
 def test_scores_are_shares_of_the_test_images():

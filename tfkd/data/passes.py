@@ -25,6 +25,10 @@ class Passes:
         self._seed = seed
         self._next = 0
 
+    def restart(self):
+        """Makes the pass that begins next number 0, unless `epoch` is set."""
+        self._next = 0
+
     def _begin(self):
         """The key of the pass that begins now."""
         number = self._next if self.epoch is None else self.epoch
