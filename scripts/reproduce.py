@@ -7,6 +7,7 @@ beside the paper's figures, and whether the paper's claims hold here.
 
 import argparse
 import pathlib
+import shlex
 import time
 
 import common
@@ -35,13 +36,8 @@ _MODULES = (
     compression_variants,
     compression_elsewhere,
 )
-TABLES = {
-    table.name: table
-    for table in sorted(
-        (table for module in _MODULES for table in module.TABLES),
-        key=lambda table: table.name,
-    )
-}
+_ALL = [table for module in _MODULES for table in module.TABLES]
+TABLES = {table.name: table for table in sorted(_ALL, key=lambda t: t.name)}
 _RESULTS = pathlib.Path(__file__).with_name("recipes")
 
 
@@ -59,27 +55,34 @@ def main(argv=None):
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.list:
-        common.say(report.listing(TABLES.values()))
-        return 0
-    if not options.tables:
-        parser.error("say which tables; --list shows them")
     unknown = [name for name in options.tables if name not in TABLES]
     if unknown:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
     common.refuse_repeated(parser, "TABLE", options.tables)
-    options.dataset = dict(options.dataset)
+    if options.list:
+        names = options.tables or TABLES
+        common.say(report.listing(TABLES[name] for name in names))
+        return 0
+    if not options.tables:
+        parser.error("say which tables; --list shows them")
+    _check_datasets(parser, options)
 
     def change(name, value):
         if name == "steps":
             return options.steps or value
         return options.dataset.get(value, value) if name == "data" else value
 
-    special = options.steps or options.dataset or options.scale == "full"
+    fewer = options.seeds and any(
+        options.seeds < TABLES[name].seeds for name in options.tables
+    )
+    special = (
+        options.steps or options.dataset or options.scale == "full" or fewer
+    )
     if special and not options.output:
         parser.error(
-            "argument --output: needed with --scale full, --steps and "
-            "--dataset, since RESULTS.md is of the small forms"
+            "argument --output: needed with --scale full, --steps, --dataset "
+            "and fewer --seeds than a table has, since RESULTS.md is of the "
+            "whole small forms"
         )
     try:
         return _reproduce(options, change)
@@ -96,7 +99,11 @@ def _parser():
     add(
         "tables", nargs="*", metavar="TABLE", help=f"any of {', '.join(TABLES)}"
     )
-    add("--list", action="store_true", help="describe the tables, and exit")
+    add(
+        "--list",
+        action="store_true",
+        help="describe the given tables, or all, and exit",
+    )
     add(
         "--scale",
         choices=("small", "full"),
@@ -154,10 +161,30 @@ def _replacement(text):
     return old, new
 
 
+def _check_datasets(parser, options):
+    """Makes a dict of --dataset; ends the script if it changes nothing."""
+    pairs, options.dataset = options.dataset, dict(options.dataset)
+    common.refuse_repeated(parser, "--dataset", [old for old, _ in pairs])
+    known = {
+        run["data"]
+        for name in options.tables
+        for run in TABLES[name].trainings(options.scale, 1)
+        if "data" in run
+    }
+    unknown = sorted(options.dataset.keys() - known)
+    if unknown:
+        parser.error(
+            f"argument --dataset: {unknown[0]!r} is not of these tables, but "
+            f"{', '.join(sorted(known))}"
+        )
+
+
 def _reproduce(options, change):
     """Computes, prints and writes; returns the exit code."""
     runs = Runs(options.runs)
     output = pathlib.Path(options.output or _RESULTS)
+    for folder in (runs.folder, output):
+        folder.mkdir(parents=True, exist_ok=True)
     plans = {
         name: _plan(TABLES[name], options, change) for name in options.tables
     }
@@ -179,6 +206,9 @@ def _reproduce(options, change):
             common.say(f"\n{name}: all runs failed; nothing is written")
             continue
         common.say(f"\n{done.text(options.scale, changes)}")
+        if not options.output and not done.complete:
+            common.say("Some runs failed: RESULTS.md stays as it was.")
+            continue
         done.write(output, options.scale, changes)
         common.say(f"wrote {output / 'RESULTS.md'}")
     return 1 if failed else 0
@@ -204,7 +234,7 @@ def _changes(options):
     changes = [f"--steps {options.steps}"] if options.steps else []
     if options.dataset:
         pairs = [f"{old}={new}" for old, new in options.dataset.items()]
-        changes.append(" ".join(["--dataset", *pairs]))
+        changes.append(shlex.join(["--dataset", *pairs]))
     return " ".join(changes)
 
 

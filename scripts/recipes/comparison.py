@@ -7,6 +7,8 @@ import numpy as np
 
 # A difference below so many standard errors decides nothing.
 _STANDARD_ERRORS = 2
+# Of the numbers: what rounding makes of equal ones.
+_NONE = 1e-12
 
 
 class Verdict(NamedTuple):
@@ -39,7 +41,8 @@ def verdict(higher, lower):
     error = math.nan
     if len(differences) > 1:
         error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    if mean == 0 or not abs(mean) >= _STANDARD_ERRORS * error:
+    none = abs(mean) < _NONE * max(np.max(np.abs(higher)), 1)
+    if none or not abs(mean) >= _STANDARD_ERRORS * error:
         return Verdict(mean, error, "undecided")
     return Verdict(mean, error, "holds" if mean > 0 else "does not hold")
 

@@ -20,6 +20,7 @@ _LEVELS = ("level 1", "level 2", "level 3", "level 4")
 _SCENES = {
     "data": "folder:mit-scenes",
     "validation_from": "test",
+    "image_size": 224,
     "batch_size": 8,
     "width": 1.0,
     "optimizer": "sgd",
@@ -33,11 +34,13 @@ _IMAGENET = {
     "data": "imagenet2012",
     "examples_per_class": None,
     "augment": True,
+    "image_size": 224,
     "batch_size": 256,
     "width": 1.0,
     "optimizer": "sgd",
     "learning_rate": 0.1,
     "drops": [1 / 3, 2 / 3],
+    "decay": 1e-4,
     "steps": 90 * 4504,
     "seed": 0,
 }
@@ -92,7 +95,8 @@ _FULL_TEXT = (
     "the scenes' own split (the paper: about 6,000), the batch's statistics "
     "held constant. The paper's networks of ImageNet were there; here they "
     "train for 90 epochs, batch 256, rate 0.1 and a tenth of it after 30 and "
-    "60. Needs a folder of the scenes: --dataset folder:mit-scenes=folder:PATH"
+    "60, weight decay 1e-4. Needs a folder of the scenes: --dataset "
+    "folder:mit-scenes=folder:PATH"
 )
 
 

@@ -225,7 +225,7 @@ WEIGHTS = Table(
     paper=_PAPER,
     place="figure 2",
     title="Losses and accuracy along training, by the distance's weight",
-    unit="after",
+    unit="after a share of the steps",
     full=f"SVHN; {_FULL_TEXT}. CW2 (E) with weights 0, 1e-5, 1e-4 and 1e-3, "
     "of our choice",
     small=f"{_SMALL_TEXT}; CW2 (E) with weights 0, 1e-4, 1e-2 and 1",

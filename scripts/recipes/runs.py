@@ -5,13 +5,19 @@ import fcntl
 import hashlib
 import importlib
 import json
+import os
 import pathlib
+import platform
+import re
 import time
 
+import common
 import keras
 
 import tfkd
 from tfkd.export import replacing
+
+_CONTENT = {"config", "results", "seconds", "made", "network"}
 
 
 class Runs:
@@ -40,21 +46,27 @@ class Runs:
         """What is kept of a run.
 
         Returns:
-            Dict with "config", "results" and "seconds"; None if it has not
-            come to its end.
+            Dict with "config", "results", "seconds", "made", which says where
+            and when, and "network", whether it has kept one; None if it has
+            not come to its end, or its network is gone.
 
         Raises:
             ValueError: If the file is damaged.
         """
         path = self._path(config, ".json")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not found.keys() >= _CONTENT:
+                raise ValueError("it lacks what a run has")
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ValueError(
                 f"'{path}' is damaged ({error}). Delete it to run it anew."
             ) from error
+        if found["network"] and not self.network_path(config).exists():
+            return None
+        return found
 
     def network_path(self, config):
         """Where the network of a run is, or is to be."""
@@ -88,6 +100,8 @@ class Runs:
                 "config": config,
                 "results": results,
                 "seconds": round(time.perf_counter() - start, 2),
+                "made": _made(),
+                "network": self.network_path(config).exists(),
             }
             text = json.dumps(content, indent=1, allow_nan=False)
             with replacing(self._path(config, ".json")) as path:
@@ -103,6 +117,25 @@ class Runs:
         with (locks / self.key(config)).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _made():
+    """On what, and on which day."""
+    versions = common.versions()
+    machine = versions.pop("machine")
+    software = ", ".join(f"{name} {v}" for name, v in versions.items())
+    today = time.strftime("%Y-%m-%d")
+    return f"{_processor()}, {machine}; {software}; {today}"
+
+
+def _processor():
+    """The processor's name."""
+    cpus = pathlib.Path("/proc/cpuinfo")
+    if os.path.exists(cpus):
+        found = re.search(r"model name\s*:\s*(.+)", cpus.read_text())
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _task(name):

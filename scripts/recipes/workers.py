@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-from recipes.report import describe
 from recipes.table import required
 
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
@@ -59,13 +58,18 @@ def compute(runs, configs, *, jobs, report):
             for event, _ in selector.select() if busy else ():
                 worker = event.data
                 if worker not in busy:
-                    raise RuntimeError(_ended(worker, "between two runs"))
+                    raise RuntimeError(_ended(worker))
                 key, config = busy.pop(worker)
                 line = worker.stdout.readline()
-                if not line:
-                    where = f"in the middle of {describe(config)}"
-                    raise RuntimeError(_ended(worker, where))
-                error = json.loads(line)
+                if line:
+                    error = json.loads(line)
+                else:
+                    error = _ended(worker)
+                    selector.unregister(worker.stdout)
+                    worker = stack.enter_context(_worker())
+                    selector.register(
+                        worker.stdout, selectors.EVENT_READ, worker
+                    )
                 if error:
                     failed.add(key)
                 over += 1
@@ -119,9 +123,9 @@ def _worker():
             process.stdin.close()
 
 
-def _ended(worker, where):
+def _ended(worker):
     time.sleep(0.1)
     return (
-        f"A worker ended {where} (code {worker.poll()}); out of memory? Try "
-        "fewer --jobs. What is done is kept."
+        f"its process ended (code {worker.poll()}); out of memory? Try fewer "
+        "--jobs"
     )

@@ -50,6 +50,9 @@ def test_a_claim_holds_from_two_standard_errors_on():
     """Differences 1, 3, 2: mean 2, deviation 1, standard error 1/sqrt 3."""
     judged = comparison.verdict([2.0, 5.0, 3.0], [1.0, 2.0, 1.0])
     assert judged == (2.0, pytest.approx(1 / math.sqrt(3)), "holds")
+    # What is left of equal ones after rounding.
+    judged = comparison.verdict([0.3] * 2, [0.1 + 0.2] * 2)
+    assert judged.words == "undecided"
     judged = comparison.verdict([1.0, 2.0, 1.0], [2.0, 5.0, 3.0])
     assert judged == (-2.0, pytest.approx(3**-0.5), "does not hold")
 
@@ -106,12 +109,40 @@ def test_the_key_is_of_all_settings_and_the_version(tmp_path, monkeypatch):
     assert len({*keys, kept.key(config)}) == 4
 
 
-def test_a_damaged_run_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"results": {}}'])
+def test_a_damaged_run_is_named(text, tmp_path):
     kept = Runs(tmp_path)
     path = tmp_path / f"{kept.key({'seed': 0})}.json"
-    path.write_text("{")
+    path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(f"'{path}' is damaged")):
         kept.read({"seed": 0})
+
+
+def test_a_run_whose_network_is_gone_is_missing(tmp_path):
+    """A teacher's; that of a run that keeps none is not asked for."""
+    kept, log = Runs(tmp_path / "runs"), tmp_path / "log"
+    teacher = fake_tasks.config("teacher", log, seed=0, value=1)
+    other = fake_tasks.config("other", log, seed=0, value=1)
+    kept.folder.mkdir()
+    kept.network_path(teacher).write_bytes(b"")
+    for config in (teacher, other):
+        kept.compute(config)
+    assert not workers.missing(kept, [teacher, other])
+    kept.network_path(teacher).unlink()
+    assert list(workers.missing(kept, [teacher, other]).values()) == [teacher]
+
+
+def test_a_run_says_on_what_and_when_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.time, "strftime", lambda text: "1999-12-31")
+    kept = Runs(tmp_path / "runs")
+    config = fake_tasks.config("one", tmp_path / "log", seed=0, value=1)
+    kept.compute(config)
+    made = kept.read(config)["made"]
+    assert f"tensorflow {tf.__version__}" in made
+    assert made.endswith("; 1999-12-31")
+    plan = [(Cell("a", "b", config), [config])]
+    text = report.Outcome(TABLES["jacobian-5"], plan, kept).text("small")
+    assert f"\n- {made}\n" in text
 
 
 def test_what_is_no_number_is_not_kept(tmp_path):
@@ -140,6 +171,45 @@ def test_a_run_that_is_that_of_every_seed_has_no_deviation(tmp_path):
         ["teacher", "70.0"],
         ["student", "70.5 ± 0.7"],
     ]
+
+
+def test_seeds_that_are_missing_are_counted(tmp_path):
+    kept = Runs(tmp_path / "runs")
+    seeded = [
+        fake_tasks.config("student", tmp_path / "log", seed=seed, value=70)
+        for seed in range(3)
+    ]
+    plan = [(Cell("student", "here", seeded[0]), seeded)]
+    for count, text in ((1, "70.0 (1 of 3 seeds)"), (3, "71.0 ± 1.0")):
+        for config in seeded[:count]:
+            kept.compute(config)
+        outcome = report.Outcome(TABLES["jacobian-5"], plan, kept)
+        assert body(f"{outcome.body()}\n") == [["student", text]]
+        assert outcome.complete == (count == 3)
+
+
+def test_a_table_with_failed_runs_leaves_the_results_as_they_are(
+    tmp_path, monkeypatch, capsys
+):
+    log = tmp_path / "log"
+    configs = {
+        "good": fake_tasks.config("good", log, value=1),
+        "bad": fake_tasks.config("bad", log, error="No."),
+    }
+    cells = [Cell("a", column, config) for column, config in configs.items()]
+    table = dataclasses.replace(
+        TABLES["jacobian-5"], published={}, claims=[], cells=lambda _: cells
+    )
+    monkeypatch.setitem(reproduce.TABLES, "jacobian-5", table)
+    monkeypatch.setattr(reproduce, "_RESULTS", tmp_path / "results")
+    monkeypatch.setattr(workers, "_WORKER", fake_tasks.WORKER)
+    runs_folder = str(tmp_path / "runs")
+    assert reproduce.main(["jacobian-5", "--runs", runs_folder]) == 1
+    assert "RESULTS.md stays as it was" in capsys.readouterr().out
+    assert not list((tmp_path / "results").iterdir())
+    argv = ["jacobian-5", "--runs", runs_folder, "--output", str(tmp_path)]
+    assert reproduce.main(argv) == 1
+    assert "| failed |" in (tmp_path / "RESULTS.md").read_text()
 
 
 # === Workers ===
@@ -183,11 +253,19 @@ def test_needs_come_first_and_what_failed_is_told(tmp_path):
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_worker_that_dies_is_named_with_its_run(tmp_path):
-    config = fake_tasks.config("big", tmp_path / "log", seed=3, die=True)
-    message = r"in the middle of number big, seed 3 \(code -9\); out of memory"
-    with pytest.raises(RuntimeError, match=message):
-        workers.compute(Runs(tmp_path / "runs"), [config], jobs=2, report=print)
+def test_a_worker_that_dies_fails_its_run_alone(tmp_path):
+    log, kept = tmp_path / "log", Runs(tmp_path / "runs")
+    big = fake_tasks.config("big", log, seed=3, die=True)
+    small = fake_tasks.config("small", log, seed=3, value=1)
+    told = {}
+
+    def tell(config, error, over, total):
+        told[config["network"]] = error
+
+    assert workers.compute(kept, [big, small], jobs=1, report=tell) == 1
+    assert "process ended (code -9); out of memory?" in told["big"]
+    assert told["small"] is None
+    assert kept.read(small)["results"] == {"accuracy": 4}
 
 
 def test_a_killed_command_loses_nothing_and_computes_nothing_twice(tmp_path):
@@ -278,11 +356,17 @@ def test_list_tells_of_every_table_what_it_costs(capsys):
     ("argv", "message"),
     [
         ([], "say which tables"),
-        (["jacobian-9"], "no table 'jacobian-9'; there are jacobian-1,"),
+        (["jacobian-9"], "no table 'jacobian-9'; there are compression-1,"),
         (["jacobian-1", "jacobian-1"], "given twice"),
         (["jacobian-1", "--steps", "3"], "argument --output: needed with"),
         (["jacobian-1", "--scale", "full"], "argument --output: needed with"),
-        (["jacobian-1", "--dataset", "a=b"], "argument --output: needed with"),
+        (["jacobian-1", "--seeds", "4"], "argument --output: needed with"),
+        (
+            ["jacobian-1", "--dataset", f"{learning.FASHION}=b"],
+            "argument --output: needed with",
+        ),
+        (["jacobian-1", "--dataset", "a=b"], "'a' is not of these tables, but"),
+        (["kd2m-1", "--dataset", "digits=b", "digits=c"], "given twice"),
         (["jacobian-1", "--dataset", "a"], "expected OLD=NEW, not 'a'"),
     ],
 )
@@ -304,8 +388,7 @@ def test_results_wait_for_another_process(tmp_path):
     writer = threading.Thread(target=outcome.write, args=(tmp_path, "small"))
     with report._alone(tmp_path):
         writer.start()
-        while not (tmp_path / "figures" / "jacobian-5.png").exists():
-            time.sleep(0.01)
+        writer.join(0.3)
         (tmp_path / "RESULTS.md").write_text("# Head\n\n## other: x\n\nKept.\n")
         assert writer.is_alive()
     writer.join()
