@@ -239,7 +239,7 @@ ROBUSTNESS = Table(
     order="the stronger the Jacobian's penalty, the better under strong "
     "noise; 1 and 10 cost accuracy without; weight decay and dropout help "
     "without noise, and harm under it",
-    minutes=28,
+    minutes=16,
     published=published(
         {row: figures for row, (_, figures) in _ROBUSTNESS.items()}, _STDDEVS
     ),
@@ -267,6 +267,11 @@ ROBUSTNESS = Table(
             over(_STDDEVS[3:], _PLAIN, "dropout 0.25"),
         ),
     ],
+    remarks="The price of weight 10 is higher than in the paper, and it pays "
+    "only under noise that is stronger than the paper's. Three times the steps "
+    "or twice the channels do not change that (seed 0, noise 0 and 0.4: 83.7 "
+    "and 77.6 % with weight 1, 76.2 and 72.3 with 10; 83.4 and 78.0, 77.6 and "
+    "75.5): ten kinds of clothes bear more noise than a hundred classes do.",
 )
 
 TABLES = [DISTILLATION, ROBUSTNESS]

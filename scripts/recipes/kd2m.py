@@ -230,7 +230,7 @@ WEIGHTS = Table(
     "of our choice",
     small=f"{_SMALL_TEXT}; CW2 (E) with weights 0, 1e-4, 1e-2 and 1",
     order="with a reasonable weight the student is better than with 0",
-    minutes=0,
+    minutes=3,
     published={},
     cells=_weight_cells,
     claims=[
@@ -292,7 +292,7 @@ PLANES = Table(
     "of both networks' features together; weight 1e-4",
     small=f"{_SMALL_TEXT}; {_ALIGNED} test images; weight {_SMALL_WEIGHT:g}",
     order="the matched student's features lie where the teacher's are",
-    minutes=0,
+    minutes=2,
     published={},
     cells=_plane_cells,
     claims=[
