@@ -181,6 +181,11 @@ TUNING = Table(
         ),
     ],
     digits=2,
+    remarks="Six kinds of clothes teach little that the tops need, unlike a "
+    "thousand classes of photographs: on validation images each regularizer "
+    "is the worse the more it weighs (tops, seed 0: none 66.7 %; optimal "
+    "transport 59.1, 57.1 and 49.6 with 0.1, 1 and 10; L2-SP 66.7 and 62.5 "
+    "with 0.001 and 0.01). With a small weight all transports are alike.",
     draw=figures.dots,
 )
 
