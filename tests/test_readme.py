@@ -5,13 +5,15 @@ import re
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from prepared import photograph
 
 import tfkd
 from tfkd.trace import Trace
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def _code(start):
@@ -197,3 +199,29 @@ def test_the_example_of_an_export_runs(tmp_path, monkeypatch):
     }
     for name in tfkd.export.FORMATS:
         assert f"| `{name}` | `{tfkd.export.FORMATS[name]}" in README
+
+
+@pytest.mark.parametrize("name", ["jacobian-1", "jacobian-2"])
+def test_the_papers_tables_are_those_of_the_results(name):
+    """Means and deviations, row by row and column by column."""
+    results = (ROOT / "scripts" / "recipes" / "RESULTS.md").read_text()
+    theirs = _table(results[results.index(f"## {name}: ") :])
+    ours = _table(README[README.index(f"`reproduce.py {name}`;") :])
+    assert len(ours) > 2
+    columns = [theirs[0].index(column) for column in ours[0][1:]]
+    rows = {row[0]: row for row in theirs}
+    for row in ours[1:]:
+        kept = [_number(rows[row[0]][column]) for column in columns]
+        assert [_number(cell) for cell in row[1:]] == kept
+
+
+def _table(text):
+    """The first table of a Markdown text, rows of cells, without the rule."""
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [row for row in rows if not row[0].startswith("---")]
+
+
+def _number(cell):
+    """A cell without the paper's figure."""
+    return cell.partition(" (")[0]
