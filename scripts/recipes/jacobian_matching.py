@@ -144,7 +144,7 @@ DISTILLATION = Table(
     '(batch_statistics="frozen")',
     order="CE + both first wherever images are few, CE last; from 5 images "
     "on what Jacobians add to activations shrinks",
-    minutes=42,
+    minutes=43,
     published=published(
         {row: figures for row, (_, _, figures) in _DISTILLATION.items()},
         _PER_CLASS,

@@ -180,7 +180,7 @@ TRANSFER = Table(
     full=_FULL_TEXT,
     small=f"{_SMALL_TEXT}; n from 1 to 25",
     order="the oracle first, then all three, CE last",
-    minutes=25,
+    minutes=51,
     published=published(
         {row: figures for row, (_, figures) in _TRANSFER.items()}, _PER_CLASS
     ),
@@ -258,7 +258,7 @@ DEPTH = Table(
     "pooled to the student's 2x2, for it has no deeper stage",
     order="the shallowest first, in accuracy and in what training takes off "
     "the Jacobians' term",
-    minutes=15,
+    minutes=13,
     published=published(
         {
             "test accuracy": (22.39, 21.98, 20.45, 20.03),
@@ -319,7 +319,7 @@ WINDOW = Table(
     "map's side s is 56",
     small=f"{_SMALL_TEXT}, n = 10. Level 1 of table 4, where s is 16",
     order="a window of s/5 first, the whole map and no pooling last",
-    minutes=15,
+    minutes=13,
     published=published(
         {"test accuracy": (20.0, 21.2, 21.87, 21.09, 19.74)}, _WINDOWS
     ),

@@ -196,7 +196,7 @@ METHODS = Table(
     small=f"{SMALL_TEXT}; the rows that the paper discusses",
     order="CRD first, then KD and transport (IPOT, REMD), then most other "
     "comparisons of features; with KD transport beside CRD",
-    minutes=31,
+    minutes=32,
     published=published(
         {row: figures for row, (_, figures) in _ALONE.items()}, PAIRS
     ),
@@ -271,7 +271,7 @@ WITH_KD = Table(
     small=f"{SMALL_TEXT}; fewer rows, most of them the runs of compression-1",
     order="IPOT+CRD+KD first, then IPOT+CRD, IPOT+KD, REMD+KD and CRD+KD, "
     "then the rest",
-    minutes=24,
+    minutes=25,
     published=published(
         {row: figures for row, (_, figures) in _WITH_KD.items()},
         _WITH_KD_PAIRS,
