@@ -17,14 +17,14 @@ from tfkd.export import replacing
 _HEAD = """# The papers' tables, as they came out here
 
 Written by `scripts/reproduce.py`, a section a table; each says what it was \
-run on and how long it took. Small forms have other data and narrower networks \
-than the papers', so compare the order of the rows, not the figures. Every \
-number is the mean ± standard deviation over the seeds. Rows of one seed share \
-their images, the images' order and the beginning of their weights. A claim \
-holds, or does not, where the mean difference over the seeds is at least twice \
-its standard error; otherwise it is undecided. That is a low bar for so few \
-seeds: by chance alone a difference passes it in 18 of 100 cases with three \
-seeds, in 12 with five.
+run on and how long it took. Small forms have other data and narrower \
+networks than the papers', so compare the order of the rows, not the figures. \
+Every number is the mean ± standard deviation over the seeds. Rows of one \
+seed share their images, the images' order and, but for pre-trained networks, \
+the weights that they begin with. A claim holds, or does not, where the mean \
+difference over the seeds is at least twice its standard error; otherwise it \
+is undecided. That is a low bar for so few seeds: by chance alone a \
+difference passes it in 18 of 100 cases with three seeds, in 12 with five.
 """
 
 
@@ -150,18 +150,22 @@ class Outcome:
     Attributes:
         table: The table.
         rows, columns: Labels, in order.
+        seeds: Those of the runs, in order.
         values: Dict `(row, column)` -> list of a number for each seed; None
             where the run failed.
+
+    Raises:
+        ValueError: If a run that is there is damaged, or lacks the result.
     """
 
     def __init__(self, table, plan, runs):
         self.table = table
         self.rows = list(dict.fromkeys(cell.row for cell, _ in plan))
         self.columns = list(dict.fromkeys(cell.column for cell, _ in plan))
+        self.seeds = sorted({c["seed"] for _, configs in plan for c in configs})
         self.values = {}
         self._kept, self._keys = {}, {}
         for cell, configs in plan:
-            self.seeds = [config["seed"] for config in configs]
             place = cell.row, cell.column
             self._keys[place] = [runs.key(config) for config in configs]
             self.values[place] = [
@@ -172,7 +176,14 @@ class Outcome:
         for need in required(config):
             self._kept[runs.key(need)] = runs.read(need)
         kept = self._kept[runs.key(config)] = runs.read(config)
-        return None if kept is None else kept["results"][result]
+        if kept is None:
+            return None
+        if result not in kept["results"]:
+            raise ValueError(
+                f"The run in '{runs.folder / runs.key(config)}.json' has no "
+                f"'{result}'. Delete it to run it anew."
+            )
+        return kept["results"][result]
 
     @property
     def complete(self):

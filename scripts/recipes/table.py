@@ -83,9 +83,14 @@ class Table:
     draw: Callable | None = None
 
     def figure(self, row, column):
-        """The paper's number as text, "" if it has none.
+        """The paper's number.
 
-        All have as many digits as the longest of them.
+        Args:
+            row, column: Labels of a cell.
+
+        Returns:
+            A text, with as many digits as the longest of the table's numbers;
+            "" if the paper has none.
         """
         if (row, column) not in self.published:
             return ""

@@ -191,6 +191,8 @@ def test_tables_share_their_runs(tmp_path):
             *("representation-2", "optimal transport", "CIFAR-10 W → S"),
             *("cifar10", {"network": "resnet20"}),
         ),
+        # It has a stage before the main one.
+        ("compression-1", "AB", "vgg13 → vgg8", "cifar100", {}),
         ("compression-2", "IPOT+CRD+KD", "vgg13 → vgg8", "cifar100", {}),
         (
             *("compression-5", "RKD+KD", "wrn-40-2 → wrn-16-2"),

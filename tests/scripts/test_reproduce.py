@@ -153,6 +153,16 @@ def test_what_is_no_number_is_not_kept(tmp_path):
     assert not list(kept.folder.glob("*.json"))
 
 
+def test_a_run_without_a_result_is_named(tmp_path):
+    kept = Runs(tmp_path / "runs")
+    config = fake_tasks.config("one", tmp_path / "log", seed=0, value=1)
+    kept.compute(config)
+    plan = [(Cell("a", "b", config, "another"), [config])]
+    message = re.escape(f"{kept.key(config)}.json' has no 'another'")
+    with pytest.raises(ValueError, match=message):
+        report.Outcome(TABLES["jacobian-5"], plan, kept)
+
+
 def test_a_run_that_is_that_of_every_seed_has_no_deviation(tmp_path):
     """A teacher; a student of seeds 0 and 1 has 70 and 71."""
     kept = Runs(tmp_path / "runs")
@@ -383,7 +393,6 @@ def test_results_wait_for_another_process(tmp_path):
     """What another writes meanwhile is kept."""
     table = TABLES["jacobian-5"]
     outcome = report.Outcome(table, [], Runs(tmp_path / "runs"))
-    outcome.seeds = [0]
     outcome.table = dataclasses.replace(table, draw=drawn)
     writer = threading.Thread(target=outcome.write, args=(tmp_path, "small"))
     with report._alone(tmp_path):
